@@ -1,0 +1,47 @@
+# The two commands of a newcomer are `make demo` and `make test`; each does all the set-up.
+# Everything is built in release mode and for the whole workspace, so that demo, tests and lint
+# share what they compile.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench models build setup clean
+
+# Set for cargo and for us, so that both look in the same place whatever cargo's own settings say.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+addenda := $(CARGO_TARGET_DIR)/release/addenda
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## set up, build, and run the main job on a small real model
+	@$(addenda) model fetch smollm2-135m
+	@$(addenda) demo
+
+test: build ## set up, build, and run all tests
+	@$(addenda) model fetch smollm2-135m
+	@$(addenda) model fetch gemma3-270m
+	@setup/test.sh
+
+lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps --locked
+	python3 setup/arrows.py
+
+bench: build ## compare with peers (needs benches/)
+	@test -d benches || { echo 'There is no benches/ folder in this version: nothing to measure.'; exit 1; }
+	cargo bench --workspace --locked
+
+models: build ## fetch the four models of the catalogue (2 GB)
+	@for name in smollm2-135m gemma3-270m qwen2.5-0.5b qwen2.5-1.5b; do \
+		$(addenda) model fetch $$name || exit 1; \
+	done
+
+build: setup ## the binary, target/release/addenda
+	@cargo build --release --workspace --bin addenda --locked
+
+setup: ## check tools, find or fetch libtorch
+	@setup/setup.sh
+
+clean: ## remove what was built here; libtorch and models stay in the user's cache
+	cargo clean
