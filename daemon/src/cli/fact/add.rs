@@ -1,0 +1,146 @@
+//! `addenda fact add`: one fact from arguments, or many from a file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use addenda_proto::addenda::v1::{AddFactRequest, Fact, add_facts_response};
+use clap::Args;
+use serde::Deserialize;
+
+use super::show;
+use crate::cli::client::Client;
+use crate::cli::console::Console;
+use crate::cli::error::{Error, Result};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  addenda fact add --subject 'Danielle Darrieux' \\\n    \
+                        'The mother tongue of {} is' English"
+)]
+pub(crate) struct AddArgs {
+    /// A sentence to be completed, with {} where the subject stands
+    #[arg(required_unless_present = "file", requires = "target")]
+    prompt: Option<String>,
+    /// How it is to be completed
+    #[arg(requires = "subject")]
+    target: Option<String>,
+    /// The thing that the fact is about
+    #[arg(long, value_name = "TEXT")]
+    subject: Option<String>,
+    /// Another way to ask, that must be answered alike; repeat for more
+    #[arg(long = "paraphrase", value_name = "PROMPT")]
+    paraphrases: Vec<String>,
+    /// A prompt about something else, whose answer must not change; repeat for more
+    #[arg(long = "neighbour", value_name = "PROMPT")]
+    neighbours: Vec<String>,
+    /// The same id again gives the same answer and changes nothing
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    request_id: String,
+    /// Add every fact of this file: a JSON object a line with `subject`, `prompt`, `target` and,
+    /// if wanted, `paraphrases` and `neighbours`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "target", "subject", "paraphrases", "neighbours", "request_id"])]
+    file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FactLine {
+    subject: String,
+    prompt: String,
+    target: String,
+    #[serde(default)]
+    paraphrases: Vec<String>,
+    #[serde(default)]
+    neighbours: Vec<String>,
+}
+
+impl From<FactLine> for Fact {
+    fn from(line: FactLine) -> Self {
+        Self {
+            subject: line.subject,
+            prompt: line.prompt,
+            target: line.target,
+            paraphrases: line.paraphrases,
+            neighbours: line.neighbours,
+        }
+    }
+}
+
+impl AddArgs {
+    pub(crate) async fn run(self, client: &Client, console: &mut Console) -> Result<ExitCode> {
+        if let Some(file) = &self.file {
+            return add_file(client, file.clone(), console).await;
+        }
+        let request = AddFactRequest {
+            fact: Some(Fact {
+                subject: self.subject.unwrap_or_default(),
+                prompt: self.prompt.unwrap_or_default(),
+                target: self.target.unwrap_or_default(),
+                paraphrases: self.paraphrases,
+                neighbours: self.neighbours,
+            }),
+            request_id: self.request_id,
+        };
+        let spinner = console.spinner("writing the fact and verifying it");
+        let answer = client.knowledge().add_fact(request).await;
+        spinner.finish_and_clear();
+        show::added(&answer?.into_inner(), console)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn read_facts(file: &PathBuf) -> Result<Vec<AddFactRequest>> {
+    let text = std::fs::read_to_string(file).map_err(|source| Error::File {
+        path: file.clone(),
+        source,
+    })?;
+    let lines = text.lines().enumerate();
+    lines
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(index, line)| {
+            let fact: FactLine = serde_json::from_str(line).map_err(|error| {
+                let sentence = format!("{} line {}: {error}", file.display(), index + 1);
+                Error::refused(
+                    sentence,
+                    "each line is an object with subject, prompt and target",
+                )
+            })?;
+            Ok(AddFactRequest {
+                fact: Some(fact.into()),
+                request_id: String::new(),
+            })
+        })
+        .collect()
+}
+
+async fn add_file(client: &Client, file: PathBuf, console: &mut Console) -> Result<ExitCode> {
+    let requests = read_facts(&file)?;
+    let bar = console.bar(requests.len() as u64, "facts", "adding");
+    let stream = tokio_stream::iter(requests);
+    let mut answers = client.knowledge().add_facts(stream).await?.into_inner();
+    let (mut added, mut refused) = (0_u64, 0_u64);
+    while let Some(answer) = answers.message().await? {
+        bar.inc(1);
+        if console.json() {
+            console.message("AddFactsResponse", &answer)?;
+        }
+        match answer.result {
+            Some(add_facts_response::Result::Added(_)) => added += 1,
+            Some(add_facts_response::Result::Refused(refusal)) => {
+                refused += 1;
+                let place = answer.index + 1;
+                bar.suspend(|| console.note(&format!("fact {place}: {}", refusal.message)))?;
+            }
+            None => {}
+        }
+    }
+    bar.finish_and_clear();
+    if !console.json() {
+        console.line(&format!("{added} added, {refused} refused"))?;
+    }
+    Ok(if refused == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,146 @@
+//! `addenda job`: long work, seen and stopped.
+
+use std::process::ExitCode;
+
+use addenda_proto::addenda::v1::{GetJobRequest, JobRecord, JobState, ListJobsRequest};
+use clap::Subcommand;
+
+use super::client::Client;
+use super::console::Console;
+use super::error::{Error, Result};
+use super::table::{fields, table};
+use super::text::{ago, grouped, utc};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// List running jobs
+    List {
+        /// Ended ones as well
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one job
+    Show {
+        /// The job's id
+        id: String,
+    },
+    /// Follow a job until it ends; exits with 1 if it failed or was cancelled
+    Watch {
+        /// The job's id
+        id: String,
+    },
+    /// Ask a job to stop at its next step
+    Cancel {
+        /// The job's id
+        id: String,
+    },
+}
+
+impl JobCommand {
+    pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
+        let mut jobs = Client::connect(connect).await?.jobs();
+        match self {
+            Self::List { all } => {
+                let request = ListJobsRequest { include_ended: all };
+                let list = jobs.list(request).await?.into_inner().jobs;
+                print_list(&list, console)?;
+            }
+            Self::Show { id } => {
+                let job = jobs.get(GetJobRequest { id }).await?.into_inner();
+                print_one(&job, console)?;
+            }
+            Self::Cancel { id } => {
+                let job = jobs.cancel(GetJobRequest { id }).await?.into_inner();
+                print_one(&job, console)?;
+            }
+            Self::Watch { id } => {
+                let states = jobs.watch(GetJobRequest { id }).await?.into_inner();
+                return watch(states, console).await;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn watch(mut states: tonic::Streaming<JobRecord>, console: &mut Console) -> Result<ExitCode> {
+    let bar = console.bar(0, "", "");
+    let mut last = None;
+    while let Some(job) = states.message().await? {
+        if console.json() {
+            console.message("JobRecord", &job)?;
+        }
+        bar.set_length(job.total);
+        bar.set_position(job.done);
+        bar.set_message(format!("{} {}", job.kind, job.phase));
+        last = Some(job);
+    }
+    bar.finish_and_clear();
+    let job = last.ok_or(Error::Incomplete {
+        what: "the job's state",
+    })?;
+    if !console.json() {
+        print_one(&job, console)?;
+    }
+    Ok(match job.state() {
+        JobState::Failed | JobState::Cancelled => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn print_list(jobs: &[JobRecord], console: &mut Console) -> Result<()> {
+    if console.json() {
+        return console.messages("JobRecord", jobs);
+    }
+    if jobs.is_empty() {
+        return console.line("No jobs.");
+    }
+    let mut rows = table(&["Job", "Kind", "State", "Phase", ">Progress", "Started"]);
+    for job in jobs {
+        rows.add_row([
+            job.id.clone(),
+            job.kind.clone(),
+            state(job).to_owned(),
+            job.phase.clone(),
+            progress(job),
+            ago(job.started_at_ms),
+        ]);
+    }
+    console.line(&rows.to_string())
+}
+
+fn print_one(job: &JobRecord, console: &mut Console) -> Result<()> {
+    if console.json() {
+        return console.message("JobRecord", job);
+    }
+    let mut rows = vec![
+        ("job", job.id.clone()),
+        ("kind", job.kind.clone()),
+        ("state", state(job).to_owned()),
+        ("phase", job.phase.clone()),
+        ("progress", progress(job)),
+        ("started", utc(job.started_at_ms)),
+        ("ended", utc(job.ended_at_ms)),
+    ];
+    if !job.error.is_empty() {
+        rows.push(("error", job.error.clone()));
+    }
+    console.line(&fields(&rows))
+}
+
+fn progress(job: &JobRecord) -> String {
+    if job.total == 0 {
+        return format!("{} {}", grouped(job.done), job.unit);
+    }
+    format!("{}/{} {}", grouped(job.done), grouped(job.total), job.unit)
+}
+
+fn state(job: &JobRecord) -> &'static str {
+    match job.state() {
+        JobState::Unspecified => "unknown",
+        JobState::Queued => "queued",
+        JobState::Running => "running",
+        JobState::Done => "done",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}
