@@ -158,6 +158,15 @@ pub enum Error {
     Invalid(String),
 }
 
+impl From<tch::TchError> for Error {
+    fn from(source: tch::TchError) -> Self {
+        Self::Libtorch {
+            what: "computing".to_owned(),
+            source,
+        }
+    }
+}
+
 /// The line that tells a person what failed: libtorch appends a backtrace.
 fn first_line(source: &tch::TchError) -> String {
     let text = source.to_string();

@@ -6,4 +6,20 @@
 pub mod config;
 pub mod error;
 pub mod gguf;
+mod kv;
+mod layers;
+mod revision;
+mod sampler;
+mod taps;
+pub mod tensor;
+mod transformer;
 pub mod weights;
+
+pub use config::{Activation, Architecture, ModelConfig, RopeScaling};
+pub use error::{Error, Result};
+pub use kv::{PacketKv, PacketShape, SequenceKv};
+pub use revision::revision;
+pub use sampler::{Sampled, Sampler, SamplingParams};
+pub use taps::{Action, Mask, Overlay, Pass, Site, Tap};
+pub use transformer::{Input, Transformer};
+pub use weights::Weights;

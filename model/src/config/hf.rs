@@ -347,7 +347,7 @@ fn scaling(section: &Fields<'_>, context: usize) -> Result<RopeScaling> {
             .number(name)?
             .ok_or_else(|| config(format!("rope scaling `{kind}` lacks `{name}`")))
     };
-    let original_context = || {
+    let original_context = || -> Result<usize> {
         Ok(section
             .size("original_max_position_embeddings")?
             .unwrap_or(context))

@@ -1,0 +1,226 @@
+//! Grouped-query attention of one layer, in two forms over the same weights.
+//!
+//! - [`Attention::forward`] serves: one sequence with its cache, no gradients. Where a query
+//!   meets a packet, **the query is turned back** to its position relative to the packet, and
+//!   the parts of the context are merged by their log-sum-exps (see `layers::part`).
+//! - [`Attention::forward_batch`] studies: many rows without a cache, any mask, differentiable.
+//!
+//! Tensors of a head are `[.., heads, T, head_dim]`; positions count from the sequence's start.
+
+use super::linear::Linear;
+use super::norm::RmsNorm;
+use super::part::{Attended, Part, merge};
+use super::rope::Rope;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::kv::LayerKv;
+use crate::tensor::int;
+use crate::weights::Weights;
+use tch::{Device, Kind, Tensor};
+
+pub(crate) struct Attention {
+    /// `[(heads + 2 · kv_heads) · head_dim, d]`: queries, keys, values.
+    qkv: Linear,
+    output: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+    scale: f64,
+    /// Keys farther back than this are not seen; `None` sees all.
+    window: Option<usize>,
+}
+
+/// Queries, keys and values of T tokens, before rotation: `[.., T, heads, head_dim]`.
+struct Projected {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Attention {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        weights: &mut Weights,
+        layer: usize,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        let prefix = format!("model.layers.{layer}.self_attn");
+        let (heads, kv_heads) = (int(config.num_heads), int(config.num_kv_heads));
+        let (d, head_dim) = (int(config.hidden_size), int(config.head_dim));
+        let mut parts = Vec::new();
+        for (name, heads) in [
+            ("q_proj", heads),
+            ("k_proj", kv_heads),
+            ("v_proj", kv_heads),
+        ] {
+            let name = format!("{prefix}.{name}");
+            parts.push(Linear::take(
+                weights,
+                &name,
+                &[heads * head_dim, d],
+                config.qkv_bias,
+            )?);
+        }
+        let output = format!("{prefix}.o_proj");
+        let output = Linear::take(weights, &output, &[d, heads * head_dim], false)?;
+        let mut norm = |name: &str| -> Result<Option<RmsNorm>> {
+            if !config.qk_norm {
+                return Ok(None);
+            }
+            let weight = weights.take(&format!("{prefix}.{name}.weight"), &[head_dim])?;
+            let weight = weight.f_to_device(device)?;
+            RmsNorm::new(&weight, config.norm_plus_one, config.norm_eps, kind).map(Some)
+        };
+        let windowed = config.sliding_layers.get(layer).copied().unwrap_or(false);
+        Ok(Self {
+            q_norm: norm("q_norm")?,
+            k_norm: norm("k_norm")?,
+            qkv: Linear::stack(parts)?.to(device, kind)?,
+            output: output.to(device, kind)?,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: config.attention_scale,
+            window: if windowed {
+                config.sliding_window
+            } else {
+                None
+            },
+        })
+    }
+
+    /// How far back this layer sees, in tokens; `None` is without limit.
+    pub(crate) fn window(&self) -> Option<usize> {
+        self.window
+    }
+
+    pub(crate) fn parameters(&self) -> usize {
+        self.qkv.parameters() + self.output.parameters()
+    }
+
+    /// `x [T, d]`, the tokens at positions `kv.len() ..`, to the attention's output `[T, d]`.
+    /// Appends their keys (rotated) and values to the sequence's own tail.
+    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, kv: &mut LayerKv<'_>) -> Result<Tensor> {
+        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
+        let at = kv.position();
+        let Projected { q, k, v } = self.project(x)?;
+        let here = rope.angles(at, tokens)?;
+        let q_here = here.rotate(&q)?.f_transpose(0, 1)?;
+        let k = here.rotate(&k)?.f_transpose(0, 1)?;
+        let v = v.f_transpose(0, 1)?;
+
+        let mut parts = Vec::new();
+        for packet in kv.packets() {
+            if !self.reaches(at, packet.at + packet.tokens) {
+                continue;
+            }
+            let angles = rope.angles(at - packet.at, tokens)?;
+            let q = angles.rotate(&q)?.f_transpose(0, 1)?;
+            let part = Part {
+                keys: packet.keys,
+                values: packet.values,
+                at: packet.at,
+            };
+            parts.push(self.attend_past(&q, &part, at)?);
+        }
+        kv.append(&k, &v)?;
+        if tokens == 1 && self.window.is_none() {
+            // One query sees all of the tail, itself included.
+            let (keys, values) = kv.tail()?;
+            parts.push(self.attend_past(
+                &q_here,
+                &Part {
+                    keys,
+                    values,
+                    at: 0,
+                },
+                at,
+            )?);
+        } else {
+            for span in kv.tail_before(self.window.is_some(), tokens)? {
+                if self.reaches(at, span.at + span.tokens) {
+                    let part = Part {
+                        keys: span.keys,
+                        values: span.values,
+                        at: span.at,
+                    };
+                    parts.push(self.attend_past(&q_here, &part, at)?);
+                }
+            }
+            let part = Part {
+                keys: k,
+                values: v,
+                at,
+            };
+            parts.push(part.attend_own(&q_here, self.scale, self.window)?);
+        }
+        let merged = merge(parts)?.f_to_kind(x.kind())?;
+        let merged = merged.f_transpose(0, 1)?.f_reshape([int(tokens), -1])?;
+        self.output.forward(&merged)
+    }
+
+    /// `x [B, S, d]`, each row's tokens at positions 0 .. S, to `[B, S, d]`.
+    /// `mask [S, S]` is true where a query (row) sees a key (column); `None` is causal.
+    /// (A window is part of the mask.) Differentiable in `x`.
+    pub(crate) fn forward_batch(
+        &self,
+        x: &Tensor,
+        rope: &Rope,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, tokens, _) = x.size3()?;
+        let Projected { q, k, v } = self.project(x)?;
+        let angles = rope.angles(0, usize::try_from(tokens).unwrap_or(0))?;
+        let groups = self.heads / self.kv_heads;
+        let expand = |t: &Tensor| -> Result<Tensor> {
+            Ok(t.f_repeat_interleave_self_int(groups, 2, None)?
+                .f_transpose(1, 2)?)
+        };
+        let q = angles.rotate(&q)?.f_transpose(1, 2)?;
+        let (k, v) = (expand(&angles.rotate(&k)?)?, expand(&v)?);
+        let causal = mask.is_none();
+        let out = Tensor::f_scaled_dot_product_attention(
+            &q, &k, &v, mask, 0.0, causal, self.scale, false,
+        )?;
+        let out = out
+            .f_transpose(1, 2)?
+            .f_reshape([rows, tokens, self.heads * self.head_dim])?;
+        self.output.forward(&out)
+    }
+
+    /// `x [.., T, d]` to queries, keys and values, normed where the model norms them.
+    fn project(&self, x: &Tensor) -> Result<Projected> {
+        let mut shape = x.size();
+        shape.pop();
+        shape.extend([-1, self.head_dim]);
+        let qkv = self.qkv.forward(x)?.f_reshape(&shape)?;
+        let part = |start: i64, heads: i64| qkv.f_narrow(-2, start, heads);
+        let mut q = part(0, self.heads)?;
+        let mut k = part(self.heads, self.kv_heads)?;
+        let v = part(self.heads + self.kv_heads, self.kv_heads)?;
+        if let Some(norm) = &self.q_norm {
+            q = norm.forward(&q)?;
+        }
+        if let Some(norm) = &self.k_norm {
+            k = norm.forward(&k)?;
+        }
+        Ok(Projected { q, k, v })
+    }
+
+    /// Whether the first query, at position `at`, sees any key before position `end`.
+    fn reaches(&self, at: usize, end: usize) -> bool {
+        self.window.is_none_or(|window| at < end + window - 1)
+    }
+
+    /// All queries over keys that lie before them. Without a window nothing is masked, so the
+    /// queries of a group are folded into one long query per key-value head.
+    fn attend_past(&self, q: &Tensor, part: &Part, at: usize) -> Result<Attended> {
+        match self.window {
+            None => part.attend_all(q, self.scale),
+            Some(window) => part.attend_window(q, self.scale, at, window),
+        }
+    }
+}

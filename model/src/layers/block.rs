@@ -1,0 +1,123 @@
+//! One layer of the decoder: attention and MLP, each behind a norm and added to the residual
+//! stream. Gemma norms what they give once more before adding it.
+
+use super::attention::Attention;
+use super::mlp::Mlp;
+use super::norm::RmsNorm;
+use super::rope::Rope;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::kv::LayerKv;
+use crate::taps::{Pass, Site};
+use crate::tensor::int;
+use crate::weights::Weights;
+use tch::{Device, Kind, Tensor};
+
+pub(crate) struct Block {
+    layer: usize,
+    before_attention: RmsNorm,
+    attention: Attention,
+    after_attention: Option<RmsNorm>,
+    before_mlp: RmsNorm,
+    pub(crate) mlp: Mlp,
+    after_mlp: Option<RmsNorm>,
+}
+
+impl Block {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        weights: &mut Weights,
+        layer: usize,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        let prefix = format!("model.layers.{layer}");
+        let d = int(config.hidden_size);
+        let attention = Attention::load(config, weights, layer, device, kind)?;
+        let mlp = Mlp::load(config, weights, &format!("{prefix}.mlp"), device, kind)?;
+        let mut norm = |name: &str| -> Result<RmsNorm> {
+            let weight = weights.take(&format!("{prefix}.{name}.weight"), &[d])?;
+            let weight = weight.f_to_device(device)?;
+            RmsNorm::new(&weight, config.norm_plus_one, config.norm_eps, kind)
+        };
+        // With post-norms, "post_attention_layernorm" is what its name says; without, it is
+        // the norm before the MLP.
+        let before_attention = norm("input_layernorm")?;
+        let after_attention = norm("post_attention_layernorm")?;
+        let (after_attention, before_mlp, after_mlp) = if config.post_norms {
+            let before_mlp = norm("pre_feedforward_layernorm")?;
+            (
+                Some(after_attention),
+                before_mlp,
+                Some(norm("post_feedforward_layernorm")?),
+            )
+        } else {
+            (None, after_attention, None)
+        };
+        Ok(Self {
+            layer,
+            before_attention,
+            attention,
+            after_attention,
+            before_mlp,
+            mlp,
+            after_mlp,
+        })
+    }
+
+    /// How far back this layer sees, in tokens; `None` is without limit.
+    pub(crate) fn window(&self) -> Option<usize> {
+        self.attention.window()
+    }
+
+    pub(crate) fn parameters(&self) -> usize {
+        self.attention.parameters() + self.mlp.parameters()
+    }
+
+    /// The residual stream `[T, d]` of one sequence, through this layer.
+    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, kv: &mut LayerKv<'_>) -> Result<Tensor> {
+        let attended = self
+            .attention
+            .forward(&self.before_attention.forward(x)?, rope, kv)?;
+        let x = add(x, attended, self.after_attention.as_ref())?;
+        let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;
+        let out = key.f_linear::<&Tensor>(self.mlp.down(), None)?;
+        add(&x, out, self.after_mlp.as_ref())
+    }
+
+    /// The residual stream `[B, S, d]` of a batch, through this layer and its taps.
+    pub(crate) fn forward_batch(
+        &self,
+        x: &Tensor,
+        rope: &Rope,
+        visible: Option<&Tensor>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        let normed = self.before_attention.forward(x)?;
+        let attended = self.attention.forward_batch(&normed, rope, visible)?;
+        let attended = pass.tap(self.layer, Site::AttentionOut, attended)?;
+        let x = add(x, attended, self.after_attention.as_ref())?;
+        let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;
+        let key = pass.tap(self.layer, Site::MlpKey, key)?;
+        let down = match pass.overlay {
+            None => self.mlp.down(),
+            Some(overlay) => overlay
+                .matrices
+                .get(&self.layer)
+                .unwrap_or_else(|| self.mlp.base_down()),
+        };
+        let out = key.f_linear::<&Tensor>(down, None)?;
+        let out = pass.tap(self.layer, Site::MlpOut, out)?;
+        let x = add(&x, out, self.after_mlp.as_ref())?;
+        pass.tap(self.layer, Site::Residual, x)
+    }
+}
+
+/// `residual + norm(output)`, or without the norm where the model has none there.
+fn add(residual: &Tensor, output: Tensor, norm: Option<&RmsNorm>) -> Result<Tensor> {
+    let output = match norm {
+        Some(norm) => norm.forward(&output)?,
+        None => output,
+    };
+    Ok(residual.f_add(&output)?)
+}

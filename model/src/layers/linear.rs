@@ -1,0 +1,60 @@
+//! A linear map with an optional bias: `x · Wᵀ + b`.
+
+use crate::error::Result;
+use crate::weights::Weights;
+use tch::{Device, Kind, Tensor};
+
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    weight: Tensor,
+    /// `[out]`.
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Takes `{name}.weight` of `shape` [out, in] and, where the model has one, `{name}.bias`.
+    pub(crate) fn take(
+        weights: &mut Weights,
+        name: &str,
+        shape: &[i64; 2],
+        has_bias: bool,
+    ) -> Result<Self> {
+        let weight = weights.take(&format!("{name}.weight"), shape)?;
+        let bias = match has_bias {
+            true => Some(weights.take(&format!("{name}.bias"), &[shape[0]])?),
+            false => None,
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// One map that gives the outputs of all `parts`, in order, for one input.
+    pub(crate) fn stack(parts: Vec<Self>) -> Result<Self> {
+        let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+        let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+        let bias = match biases.is_empty() {
+            true => None,
+            false => Some(Tensor::f_cat(&biases, 0)?),
+        };
+        Ok(Self {
+            weight: Tensor::f_cat(&weights, 0)?,
+            bias,
+        })
+    }
+
+    pub(crate) fn to(&self, device: Device, kind: Kind) -> Result<Self> {
+        let place = |t: &Tensor| t.f_to_device(device)?.f_to_kind(kind);
+        Ok(Self {
+            weight: place(&self.weight)?,
+            bias: self.bias.as_ref().map(place).transpose()?,
+        })
+    }
+
+    /// `x [.., in]` to `[.., out]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+    }
+
+    pub(crate) fn parameters(&self) -> usize {
+        self.weight.numel() + self.bias.as_ref().map_or(0, Tensor::numel)
+    }
+}

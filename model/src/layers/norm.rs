@@ -1,0 +1,32 @@
+//! RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x²) + eps) · w.
+
+use crate::error::Result;
+use tch::{Kind, Tensor};
+
+/// A root-mean-square norm over the last axis.
+pub(crate) struct RmsNorm {
+    /// `[width]`, in the model's dtype; Gemma's 1 is added already.
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// From a stored `weight [width]`; Gemma stores w where the norm multiplies by 1 + w.
+    pub(crate) fn new(weight: &Tensor, plus_one: bool, eps: f64, kind: Kind) -> Result<Self> {
+        let weight = weight.f_to_kind(Kind::Float)?;
+        let weight = if plus_one {
+            weight.f_add_scalar(1.0)?
+        } else {
+            weight
+        };
+        Ok(Self {
+            weight: weight.f_to_kind(kind)?,
+            eps,
+        })
+    }
+
+    /// `x [.., width]` to the same shape and dtype; the mean is taken in f32.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+    }
+}

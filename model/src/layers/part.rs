@@ -1,0 +1,257 @@
+//! Attention over one part of the context, and the exact merge of several parts.
+//!
+//! Softmax over a context that is cut into parts is the average of the softmaxes over the
+//! parts, weighted by the exponentials of their log-sum-exps (as FlashAttention, Dao 2023, and
+//! Ring Attention, Liu et al. 2023, merge their blocks):
+//! `o = Σ oᵢ · exp(lseᵢ) / Σ exp(lseⱼ)`. So a packet can be read where it lies, uncopied.
+
+use crate::error::Result;
+use crate::tensor::int;
+use tch::{Device, Kind, Tensor};
+
+/// A score this low takes no part. Finite, so that a query which sees nothing of a part gets a
+/// weight of 0 in the merge and not a NaN.
+const UNSEEN: f64 = -1e30;
+
+/// Keys and values `[kv_heads, n, head_dim]` that lie together.
+pub(crate) struct Part {
+    pub(crate) keys: Tensor,
+    pub(crate) values: Tensor,
+    /// Position of the first key in the sequence. Only windows look at it.
+    pub(crate) at: usize,
+}
+
+/// What queries got from one part.
+pub(crate) struct Attended {
+    /// `[heads, T, head_dim]`.
+    output: Tensor,
+    /// f32 `[heads, T]`.
+    log_sum_exp: Tensor,
+}
+
+impl Part {
+    /// Every query `q [heads, T, head_dim]` sees every key. The queries that share a key-value
+    /// head are folded into one long query, so that keys and values are read once.
+    pub(crate) fn attend_all(&self, q: &Tensor, scale: f64) -> Result<Attended> {
+        let (heads, tokens, head_dim) = q.size3()?;
+        let kv_heads = self.keys.size3()?.0;
+        let folded = q.f_reshape([kv_heads, heads / kv_heads * tokens, head_dim])?;
+        let Attended {
+            output,
+            log_sum_exp,
+        } = attend(&folded, &self.keys, &self.values, None, false, scale)?;
+        Ok(Attended {
+            output: output.f_reshape([heads, tokens, head_dim])?,
+            log_sum_exp: log_sum_exp.f_reshape([heads, tokens])?,
+        })
+    }
+
+    /// Queries at positions `at ..` see the keys that are less than `window` positions back.
+    pub(crate) fn attend_window(
+        &self,
+        q: &Tensor,
+        scale: f64,
+        at: usize,
+        window: usize,
+    ) -> Result<Attended> {
+        let tokens = usize::try_from(q.size3()?.1).unwrap_or(0);
+        let keys = usize::try_from(self.keys.size3()?.1).unwrap_or(0);
+        // Keys before this one are seen by none of the queries.
+        let first = (at + 1).saturating_sub(window + self.at).min(keys);
+        let seen = Self {
+            keys: self.keys.f_narrow(1, int(first), int(keys - first))?,
+            values: self.values.f_narrow(1, int(first), int(keys - first))?,
+            at: self.at + first,
+        };
+        if at + tokens <= seen.at + window {
+            return seen.attend_all(q, scale);
+        }
+        let mask = seen.mask(at, tokens, Some(window), q)?;
+        let seen = seen.expand(q)?;
+        attend(q, &seen.keys, &seen.values, Some(&mask), false, scale)
+    }
+
+    /// The queries of these very keys: each sees itself and those before it, within the window.
+    pub(crate) fn attend_own(
+        &self,
+        q: &Tensor,
+        scale: f64,
+        window: Option<usize>,
+    ) -> Result<Attended> {
+        let tokens = usize::try_from(q.size3()?.1).unwrap_or(0);
+        let own = self.expand(q)?;
+        if window.is_none_or(|window| tokens <= window) {
+            return attend(q, &own.keys, &own.values, None, true, scale);
+        }
+        let mask = self.mask(self.at, tokens, window, q)?;
+        attend(q, &own.keys, &own.values, Some(&mask), false, scale)
+    }
+
+    /// Keys and values repeated, so that every query head of `q` has its own.
+    fn expand(&self, q: &Tensor) -> Result<Self> {
+        let groups = q.size3()?.0 / self.keys.size3()?.0;
+        let repeat = |t: &Tensor| t.f_repeat_interleave_self_int(groups, 0, None);
+        Ok(Self {
+            keys: repeat(&self.keys)?,
+            values: repeat(&self.values)?,
+            at: self.at,
+        })
+    }
+
+    /// What is added to the scores `[T, n]` of queries at positions `at ..`.
+    fn mask(&self, at: usize, tokens: usize, window: Option<usize>, q: &Tensor) -> Result<Tensor> {
+        let options = (Kind::Int64, q.device());
+        let queries = Tensor::f_arange_start(int(at), int(at + tokens), options)?;
+        let end = int(self.at) + self.keys.size3()?.1;
+        let keys = Tensor::f_arange_start(int(self.at), end, options)?;
+        let back = queries.f_unsqueeze(1)?.f_sub(&keys)?;
+        let mut unseen = back.f_lt(0)?;
+        if let Some(window) = window {
+            unseen = unseen.f_logical_or(&back.f_ge(int(window))?)?;
+        }
+        let mask = Tensor::f_zeros(unseen.size(), (q.kind(), q.device()))?;
+        Ok(mask.f_masked_fill(&unseen, UNSEEN)?)
+    }
+}
+
+/// The parts' outputs as if they had been one context: `[heads, T, head_dim]`, f32 where there
+/// were several.
+pub(crate) fn merge(mut parts: Vec<Attended>) -> Result<Tensor> {
+    if parts.len() == 1 {
+        if let Some(only) = parts.pop() {
+            return Ok(only.output);
+        }
+    }
+    let outputs: Vec<&Tensor> = parts.iter().map(|part| &part.output).collect();
+    let sums: Vec<&Tensor> = parts.iter().map(|part| &part.log_sum_exp).collect();
+    let weights = Tensor::f_stack(&sums, 0)?
+        .f_softmax(0, Kind::Float)?
+        .f_unsqueeze(-1)?;
+    let weighted = Tensor::f_stack(&outputs, 0)?.f_mul(&weights)?;
+    Ok(weighted.f_sum_dim_intlist(0, false, Kind::Float)?)
+}
+
+/// One softmax attention: `q [h, T, head_dim]`, `keys` and `values [h, n, head_dim]`.
+/// `mask` is added to the scores; `causal` (only where n = T) hides what comes later.
+fn attend(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+    scale: f64,
+) -> Result<Attended> {
+    if q.device() == Device::Cpu {
+        let row = |t: &Tensor| t.f_unsqueeze(0);
+        let (output, log_sum_exp) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
+            &row(q)?,
+            &row(keys)?,
+            &row(values)?,
+            0.0,
+            causal,
+            mask,
+            scale,
+        )?;
+        return Ok(Attended {
+            output: output.f_squeeze_dim(0)?,
+            log_sum_exp: log_sum_exp.f_squeeze_dim(0)?,
+        });
+    }
+    attend_plainly(q, keys, values, mask, causal, scale)
+}
+
+/// The same by the definition, for devices without a kernel that gives its log-sum-exp.
+fn attend_plainly(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: Option<&Tensor>,
+    causal: bool,
+    scale: f64,
+) -> Result<Attended> {
+    let scores = q
+        .f_matmul(&keys.f_transpose(-1, -2)?)?
+        .f_to_kind(Kind::Float)?;
+    let mut scores = scores.f_mul_scalar(scale)?;
+    if let Some(mask) = mask {
+        scores = scores.f_add(mask)?;
+    }
+    if causal {
+        let tokens = q.size3()?.1;
+        let later = Tensor::f_ones([tokens, tokens], (Kind::Bool, q.device()))?.f_triu(1)?;
+        scores = scores.f_masked_fill(&later, UNSEEN)?;
+    }
+    let weights = scores
+        .f_softmax(-1, Kind::Float)?
+        .f_to_kind(values.kind())?;
+    Ok(Attended {
+        output: weights.f_matmul(values)?,
+        log_sum_exp: scores.f_logsumexp(&[-1], false)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed libtorch call fails the test")]
+    use super::{Attended, Part, attend, attend_plainly, merge};
+    use tch::{Device, Kind, Tensor};
+
+    fn random(shape: [i64; 3]) -> Tensor {
+        Tensor::randn(shape, (Kind::Float, Device::Cpu))
+    }
+
+    fn difference(a: &Attended, b: &Attended) -> f64 {
+        let output = (&a.output - &b.output).abs().max();
+        let sums = (&a.log_sum_exp - &b.log_sum_exp).abs().max();
+        output.double_value(&[]).max(sums.double_value(&[]))
+    }
+
+    #[test]
+    fn the_kernel_and_the_definition_agree() {
+        let (q, k, v) = (random([3, 7, 16]), random([3, 7, 16]), random([3, 7, 16]));
+        for causal in [false, true] {
+            let fast = attend(&q, &k, &v, None, causal, 0.25).unwrap();
+            let plain = attend_plainly(&q, &k, &v, None, causal, 0.25).unwrap();
+            assert!(difference(&fast, &plain) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn parts_merge_to_what_the_whole_gives() {
+        let (q, k, v) = (random([6, 5, 16]), random([2, 40, 16]), random([2, 40, 16]));
+        let part = |start: i64, len: i64| Part {
+            keys: k.narrow(1, start, len),
+            values: v.narrow(1, start, len),
+            at: 0,
+        };
+        let whole = part(0, 40).attend_all(&q, 0.3).unwrap();
+        let parts = [(0, 3), (3, 17), (20, 20)];
+        let parts = parts.map(|(start, len)| part(start, len).attend_all(&q, 0.3).unwrap());
+        let merged = merge(parts.into_iter().collect()).unwrap();
+        assert!((merged - whole.output).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn a_part_outside_the_window_has_no_weight() {
+        let (q, k, v) = (random([2, 4, 16]), random([2, 8, 16]), random([2, 8, 16]));
+        // Queries at 10..14 with a window of 4 see keys from 7 on: only the first sees key 7.
+        let far = Part {
+            keys: k,
+            values: v,
+            at: 0,
+        }
+        .attend_window(&q, 0.3, 10, 4)
+        .unwrap();
+        let own = Part {
+            keys: random([2, 4, 16]),
+            values: random([2, 4, 16]),
+            at: 10,
+        };
+        let own = own.attend_own(&q, 0.3, Some(4)).unwrap();
+        let alone = own.output.shallow_clone();
+        let merged = merge(vec![far, own]).unwrap();
+        let change = (merged - alone).abs().amax([0, 2], false);
+        assert!(change.double_value(&[0]) > 1e-3);
+        assert!(change.narrow(0, 1, 3).max().double_value(&[]) < 1e-6);
+    }
+}

@@ -1,0 +1,185 @@
+//! The one file that knows libtorch's quirks: bytes to tensors and back, devices,
+//! dtypes, threads, and the gradient mode.
+//!
+//! Never trusts a length: `Tensor::f_from_data_size` reads past a short slice, so every
+//! way from bytes to a tensor goes through here and is checked first.
+
+use crate::error::{Error, Result};
+use tch::{Device, Kind, Tensor};
+
+/// Switches gradients off for this thread until it is dropped, also through a panic.
+pub struct NoGrad(#[expect(dead_code, reason = "held for its Drop")] tch::NoGradGuard);
+
+impl NoGrad {
+    /// Switches gradients off now.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(tch::no_grad_guard())
+    }
+}
+
+impl Default for NoGrad {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Sets how many threads libtorch computes with. To be called once, before any computing.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Bytes that one element of `kind` takes.
+///
+/// # Errors
+/// `kind` is none of the dtypes that Addenda computes or stores.
+pub fn element_size(kind: Kind) -> Result<usize> {
+    match kind {
+        Kind::Uint8 | Kind::Int8 => Ok(1),
+        Kind::BFloat16 | Kind::Half => Ok(2),
+        Kind::Float | Kind::Int => Ok(4),
+        Kind::Double | Kind::Int64 => Ok(8),
+        other => Err(Error::Invalid(format!(
+            "{other:?} is not a dtype that can be stored"
+        ))),
+    }
+}
+
+/// The short name of a dtype, as configuration, protocol and packets write it.
+#[must_use]
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Float => "f32",
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "f16",
+        Kind::Double => "f64",
+        _ => "other",
+    }
+}
+
+/// The dtype to compute in: "f32" or "bf16".
+///
+/// # Errors
+/// Any other name.
+pub fn parse_kind(name: &str) -> Result<Kind> {
+    match name {
+        "f32" => Ok(Kind::Float),
+        "bf16" => Ok(Kind::BFloat16),
+        other => Err(Error::Invalid(format!(
+            "dtype \"{other}\" is not known: use \"f32\" or \"bf16\""
+        ))),
+    }
+}
+
+/// The device to compute on: "cpu", "cuda" or "cuda:N".
+///
+/// # Errors
+/// Any other name, or a CUDA device that libtorch does not see.
+pub fn parse_device(name: &str) -> Result<Device> {
+    let unknown = || {
+        Error::Invalid(format!(
+            "device \"{name}\" is not known: use \"cpu\" or \"cuda:0\""
+        ))
+    };
+    let index = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => 0,
+        other => {
+            let index = other.strip_prefix("cuda:").ok_or_else(unknown)?;
+            index.parse::<usize>().map_err(|_| unknown())?
+        }
+    };
+    let seen = tch::Cuda::device_count();
+    if i64::try_from(index).unwrap_or(i64::MAX) >= seen {
+        return Err(Error::Invalid(format!(
+            "device \"{name}\" is not there: libtorch sees {seen} CUDA devices. \
+             Use \"cpu\", or set LIBTORCH to a CUDA build of libtorch 2.11 and build again"
+        )));
+    }
+    Ok(Device::Cuda(index))
+}
+
+/// A tensor's elements as little-endian bytes, row-major.
+///
+/// # Errors
+/// libtorch's, or a dtype that is not stored.
+pub fn to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
+    let mut bytes = vec![0; tensor.numel() * element_size(tensor.kind())?];
+    tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+    Ok(bytes)
+}
+
+/// A tensor that owns a copy of `bytes`: row-major, little-endian, of `shape` and `kind`.
+///
+/// # Errors
+/// `bytes` is not as long as `shape` and `kind` say.
+pub fn from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
+    check_length(bytes, shape, kind)?;
+    Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
+}
+
+/// A tensor over `bytes` themselves, which it neither copies nor owns.
+///
+/// # Errors
+/// `bytes` is not as long as `shape` and `kind` say, or not aligned to `kind`.
+///
+/// # Safety
+/// `bytes` must outlive the tensor and every view of it, and nobody may write through it.
+pub(crate) unsafe fn borrow_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
+    check_length(bytes, shape, kind)?;
+    let size = element_size(kind)?;
+    if !(bytes.as_ptr() as usize).is_multiple_of(size) {
+        return Err(Error::Invalid(format!(
+            "bytes of a {} tensor are not aligned to {size}",
+            kind_name(kind)
+        )));
+    }
+    let strides = row_major_strides(shape);
+    // SAFETY: the length and alignment were checked; the caller vouches for the lifetime.
+    let tensor = unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, kind, Device::Cpu) };
+    Ok(tensor?)
+}
+
+fn check_length(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<()> {
+    let elements = shape.iter().try_fold(1_usize, |product, &dim| {
+        usize::try_from(dim)
+            .ok()
+            .and_then(|dim| product.checked_mul(dim))
+    });
+    let expected = elements.and_then(|n| n.checked_mul(element_size(kind).ok()?));
+    if expected != Some(bytes.len()) {
+        return Err(Error::Invalid(format!(
+            "{} bytes can't be a {} tensor of shape {shape:?}",
+            bytes.len(),
+            kind_name(kind)
+        )));
+    }
+    Ok(())
+}
+
+fn row_major_strides(shape: &[i64]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (0..shape.len().saturating_sub(1)).rev() {
+        if let (Some(&dim), Some(&inner)) = (shape.get(axis + 1), strides.get(axis + 1)) {
+            if let Some(stride) = strides.get_mut(axis) {
+                *stride = dim * inner;
+            }
+        }
+    }
+    strides
+}
+
+/// `value` as libtorch counts.
+pub(crate) fn int(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Token ids as an i64 tensor of shape `[ids.len()]` on `device`.
+///
+/// # Errors
+/// libtorch's.
+pub fn ids(ids: &[u32], device: Device) -> Result<Tensor> {
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    Ok(Tensor::f_from_slice(&ids)?.f_to_device(device)?)
+}

@@ -1,0 +1,358 @@
+//! The decoder-only transformer: embeddings, layers, a last norm, logits.
+//!
+//! Two ways through it. [`Transformer::forward`] serves: one sequence, its cache, shared
+//! packets, no gradients. [`Transformer::forward_batch`] and its like study: many rows, taps,
+//! masks, gradients, no cache. Both give the same numbers (the tests hold them to it).
+//!
+//! The weights never change but through [`Transformer::install`].
+
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::kv::SequenceKv;
+use crate::layers::block::Block;
+use crate::layers::norm::RmsNorm;
+use crate::layers::rope::Rope;
+use crate::taps::{Overlay, Pass};
+use crate::tensor::{NoGrad, ids as id_tensor, int};
+use crate::weights::Weights;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// What goes into the model at the next positions.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Token ids.
+    Ids(&'a [u32]),
+    /// Input embeddings `[T, d]`, scaled as [`Transformer::embed`] scales them: soft tokens.
+    Embeddings(&'a Tensor),
+}
+
+/// A model, loaded.
+pub struct Transformer {
+    config: ModelConfig,
+    /// `[vocab, d]`.
+    embeddings: Tensor,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    /// `[vocab, d]`; the embeddings themselves where they are tied.
+    output: Tensor,
+    /// Of layers that see everything, and of windowed ones.
+    ropes: [Rope; 2],
+    device: Device,
+    kind: Kind,
+}
+
+impl Transformer {
+    /// Builds the model from its weights, on `device`, to compute in `kind` (f32 or bf16).
+    ///
+    /// # Errors
+    /// A tensor is missing or of another shape than `config` says, or libtorch's.
+    pub fn load(
+        config: ModelConfig,
+        mut weights: Weights,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self> {
+        config.validate()?;
+        let _guard = NoGrad::new();
+        let (vocab, d) = (int(config.vocab_size), int(config.hidden_size));
+        let place = |t: &Tensor| t.f_to_device(device)?.f_to_kind(kind);
+        let embeddings = place(&weights.take("model.embed_tokens.weight", &[vocab, d])?)?;
+        let output = if config.tied_embeddings {
+            embeddings.shallow_clone()
+        } else {
+            place(&weights.take("lm_head.weight", &[vocab, d])?)?
+        };
+        let blocks = (0..config.num_layers)
+            .map(|layer| Block::load(&config, &mut weights, layer, device, kind))
+            .collect::<Result<_>>()?;
+        let norm = weights
+            .take("model.norm.weight", &[d])?
+            .f_to_device(device)?;
+        let norm = RmsNorm::new(&norm, config.norm_plus_one, config.norm_eps, kind)?;
+        let rope = Rope::new(
+            config.rope_theta,
+            &config.rope_scaling,
+            config.head_dim,
+            device,
+        )?;
+        let local = match config.rope_local_theta {
+            Some(theta) => Rope::new(
+                theta,
+                &crate::config::RopeScaling::None,
+                config.head_dim,
+                device,
+            )?,
+            None => Rope::new(
+                config.rope_theta,
+                &config.rope_scaling,
+                config.head_dim,
+                device,
+            )?,
+        };
+        Ok(Self {
+            config,
+            embeddings,
+            blocks,
+            norm,
+            output,
+            ropes: [rope, local],
+            device,
+            kind,
+        })
+    }
+
+    /// What the model is.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The dtype it computes in.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where it computes.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Weights in all, norms not counted.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let output = if self.config.tied_embeddings {
+            0
+        } else {
+            self.output.numel()
+        };
+        let blocks: usize = self.blocks.iter().map(Block::parameters).sum();
+        (self.embeddings.numel() + output + blocks) as u64
+    }
+
+    /// An empty context for this model.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn new_kv(&self) -> Result<SequenceKv> {
+        SequenceKv::new(&self.config, self.kind, self.device)
+    }
+
+    /// Appends T tokens to one sequence, at positions `kv.len() ..`, and returns their hidden
+    /// states after the last norm, `[T, d]`. No gradients. On an error the context is as before.
+    ///
+    /// # Errors
+    /// An unknown id, no tokens, a context grown too long, or libtorch's.
+    pub fn forward(&self, input: Input<'_>, kv: &mut SequenceKv) -> Result<Tensor> {
+        let _guard = NoGrad::new();
+        let mut x = match input {
+            Input::Ids(ids) => {
+                self.check_ids(ids)?;
+                self.embed(&id_tensor(ids, self.device)?)?
+            }
+            Input::Embeddings(embeddings) => embeddings.f_to_kind(self.kind)?,
+        };
+        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
+        if tokens == 0 {
+            return Err(Error::Invalid("there are no tokens to compute".to_owned()));
+        }
+        kv.check_room(tokens)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, self.rope(block), &mut kv.layer(layer)?)?;
+        }
+        kv.advance(tokens);
+        self.norm.forward(&x)
+    }
+
+    /// Hidden states after the last norm `[.., d]` to logits, f32 `[.., vocab]`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden
+            .f_linear::<&Tensor>(&self.output, None)?
+            .f_to_kind(Kind::Float)?)
+    }
+
+    /// Ids `[..]` to input embeddings `[.., d]`, scaled where the model scales them.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let x = Tensor::f_embedding(&self.embeddings, ids, -1, false, false)?;
+        let scale = self.config.embedding_scale;
+        #[expect(clippy::float_cmp, reason = "1 is the exact mark of no scaling")]
+        let plain = scale == 1.0;
+        Ok(if plain { x } else { x.f_mul_scalar(scale)? })
+    }
+
+    /// The stored embedding matrix `[vocab, d]`, unscaled.
+    #[must_use]
+    pub fn embeddings(&self) -> &Tensor {
+        &self.embeddings
+    }
+
+    /// A batch without a cache: ids i64 `[B, S]`, each row from position 0, padded on the right
+    /// (nothing sees what comes after it, so padding does no harm). Hidden states after the last
+    /// norm, `[B, S, d]`. Differentiable in whatever the taps put in.
+    ///
+    /// # Errors
+    /// A tap or mask outside of the batch, rows longer than the context, or libtorch's.
+    pub fn forward_batch(&self, ids: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let x = self.embed(ids)?;
+        let x = self.run(x, 0..self.blocks.len(), pass)?;
+        self.norm.forward(&x)
+    }
+
+    /// The same from input embeddings `[B, S, d]`, scaled as [`Self::embed`] scales them.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`].
+    pub fn forward_embeddings(&self, embeddings: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let x = embeddings.f_to_kind(self.kind)?;
+        let x = self.run(x, 0..self.blocks.len(), pass)?;
+        self.norm.forward(&x)
+    }
+
+    /// The first layers only, `0 ..= layer`: the residual stream `[B, S, d]` as it leaves `layer`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`], or there is no such layer.
+    pub fn forward_to(&self, layer: usize, ids: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        self.check_layer(layer)?;
+        let x = self.embed(ids)?;
+        self.run(x, 0..layer + 1, pass)
+    }
+
+    /// The last layers only, from the residual stream `[B, S, d]` as it left `layer`: hidden
+    /// states after the last norm, `[B, S, d]`. Differentiable in `residual`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`], or there is no such layer.
+    pub fn forward_from(
+        &self,
+        layer: usize,
+        residual: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        self.check_layer(layer)?;
+        let x = residual.f_to_kind(self.kind)?;
+        let x = self.run(x, layer + 1..self.blocks.len(), pass)?;
+        self.norm.forward(&x)
+    }
+
+    /// The down-projection of `layer` before any edit, f32 `[d, d_ff]`.
+    ///
+    /// # Errors
+    /// There is no such layer.
+    pub fn base_down_proj(&self, layer: usize) -> Result<Tensor> {
+        Ok(self.block(layer)?.mlp.base_down().f_to_kind(Kind::Float)?)
+    }
+
+    /// Edited down-projections `[d, d_ff]` (any float dtype), by layer, made ready to be served.
+    ///
+    /// # Errors
+    /// There is no such layer, or a matrix of another shape.
+    pub fn overlay(&self, edited: &BTreeMap<usize, Tensor>) -> Result<Overlay> {
+        let mut matrices = BTreeMap::new();
+        for (&layer, matrix) in edited {
+            let base = self.block(layer)?.mlp.base_down();
+            if matrix.size() != base.size() {
+                return Err(Error::Shape {
+                    what: format!("the edited down-projection of layer {layer}"),
+                    expected: base.size(),
+                    found: matrix.size(),
+                });
+            }
+            let matrix = matrix
+                .f_detach()?
+                .f_to_device(self.device)?
+                .f_to_kind(self.kind)?;
+            matrices.insert(layer, matrix);
+        }
+        Ok(Overlay { matrices })
+    }
+
+    /// Serves `overlay` from now on: its layers edited, every other layer as it was loaded, bit
+    /// for bit. Cannot fail half-way: matrices are swapped, not written.
+    ///
+    /// # Errors
+    /// The overlay is of another model.
+    pub fn install(&mut self, overlay: &Overlay) -> Result<()> {
+        for (&layer, matrix) in &overlay.matrices {
+            let base = self.block(layer)?.mlp.base_down();
+            if matrix.size() != base.size() || matrix.kind() != self.kind {
+                return Err(Error::Shape {
+                    what: format!("the edited down-projection of layer {layer}"),
+                    expected: base.size(),
+                    found: matrix.size(),
+                });
+            }
+        }
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            block.mlp.serve(overlay.matrices.get(&layer));
+        }
+        Ok(())
+    }
+
+    /// Runs `layers` on the residual stream `x [B, S, d]`.
+    fn run(
+        &self,
+        mut x: Tensor,
+        layers: std::ops::Range<usize>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
+        if tokens > self.config.context {
+            return Err(Error::TooLong {
+                tokens,
+                context: self.config.context,
+            });
+        }
+        let full = pass.visible(tokens, None, self.device)?;
+        let windowed = pass.visible(tokens, self.config.sliding_window, self.device)?;
+        for block in self.blocks.get(layers).unwrap_or_default() {
+            let visible = if block.window().is_some() {
+                &windowed
+            } else {
+                &full
+            };
+            x = block.forward_batch(&x, self.rope(block), visible.as_ref(), pass)?;
+        }
+        Ok(x)
+    }
+
+    fn rope(&self, block: &Block) -> &Rope {
+        let [full, windowed] = &self.ropes;
+        if block.window().is_some() {
+            windowed
+        } else {
+            full
+        }
+    }
+
+    fn block(&self, layer: usize) -> Result<&Block> {
+        let layers = self.blocks.len();
+        self.blocks.get(layer).ok_or_else(|| {
+            Error::Invalid(format!(
+                "there is no layer {layer}: the model has {layers}, from 0"
+            ))
+        })
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        self.block(layer).map(|_| ())
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => Err(Error::Invalid(format!(
+                "token id {id} is not in the vocabulary of {vocab} tokens"
+            ))),
+        }
+    }
+}
