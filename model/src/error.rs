@@ -153,6 +153,79 @@ pub enum Error {
         context: usize,
     },
 
+    /// A name is neither a path, nor in the catalogue, nor a repository's.
+    #[error(
+        "there is no model `{name}`: give the path of a directory or GGUF file, a repository as \
+         `owner/name`, or one of {known}"
+    )]
+    UnknownModel {
+        /// The name as it was given.
+        name: String,
+        /// The names of the catalogue.
+        known: String,
+    },
+
+    /// A model is known by name and its files are not on this machine.
+    #[error(
+        "`{name}` is no file or directory here, and no model of that name was fetched into {} \
+         yet: run `addenda model fetch {name}`",
+        cache.display()
+    )]
+    NotFetched {
+        /// The name as it was given.
+        name: String,
+        /// Where it was looked for.
+        cache: PathBuf,
+    },
+
+    /// A model could not be fetched.
+    #[error("{what} could not be fetched: {reason}")]
+    Fetch {
+        /// The model or repository.
+        what: String,
+        /// What failed and what to do.
+        reason: String,
+    },
+
+    /// A file is another one than it should be.
+    #[error(
+        "{what} has SHA-256 {found} and should have {expected}: {} was not kept; fetch it again, \
+         and if that fails too, from another mirror",
+        path.display()
+    )]
+    WrongDigest {
+        /// The model or file.
+        what: String,
+        /// Where it lay.
+        path: PathBuf,
+        /// The digest that it should have, in hexadecimal.
+        expected: String,
+        /// The digest that it has.
+        found: String,
+    },
+
+    /// A disk is full, or too full for what is to be fetched.
+    #[error(
+        "there is no space under {}{}: free some, or choose a cache directory on another disk",
+        path.display(),
+        needed_space(*needed)
+    )]
+    NoSpace {
+        /// What could not be written.
+        path: PathBuf,
+        /// Bytes that are needed and bytes that are free, where that is known.
+        needed: Option<(u64, u64)>,
+    },
+
+    /// A file could not be written, moved or removed.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+
     /// The caller asked for something that makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -178,4 +251,16 @@ fn template_reason(source: &minijinja::Error) -> String {
     source
         .detail()
         .map_or_else(|| source.to_string(), str::to_owned)
+}
+
+/// How much space is missing, for a person.
+fn needed_space(needed: Option<(u64, u64)>) -> String {
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    needed.map_or_else(String::new, |(needed, free)| {
+        format!(
+            " ({} MB are needed and {} MB are free)",
+            megabytes(needed),
+            megabytes(free)
+        )
+    })
 }

@@ -3,6 +3,7 @@
 //! Owns models: their files, their forward pass, their tokenizers. It knows
 //! tensors; it knows neither the store of packets nor the wire.
 
+pub mod catalogue;
 pub mod config;
 pub mod error;
 pub mod gguf;
