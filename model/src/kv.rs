@@ -7,6 +7,7 @@
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::layers::part::Part;
 use crate::tensor::{borrow_bytes, element_size, int, to_bytes};
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -336,6 +337,15 @@ impl SequenceKv {
         Ok(())
     }
 
+    /// Positions at which the packets begin, in order.
+    pub(crate) fn packet_positions(&self) -> Vec<usize> {
+        let position = |span: &Span| match span {
+            Span::Packet { at, .. } => Some(*at),
+            Span::Tail { .. } => None,
+        };
+        self.spans.iter().filter_map(position).collect()
+    }
+
     /// What layer `index` sees and writes while `tokens` more are computed.
     pub(crate) fn layer(&mut self, index: usize) -> Result<LayerKv<'_>> {
         let layers = self.layers.len();
@@ -386,6 +396,17 @@ pub(crate) struct LayerSpan {
     pub(crate) values: Tensor,
     pub(crate) at: usize,
     pub(crate) tokens: usize,
+}
+
+impl LayerSpan {
+    /// What attention takes.
+    pub(crate) fn part(&self) -> Part {
+        Part {
+            keys: self.keys.shallow_clone(),
+            values: self.values.shallow_clone(),
+            at: self.at,
+        }
+    }
 }
 
 impl LayerKv<'_> {

@@ -159,14 +159,14 @@ fn check_length(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<()> {
 }
 
 fn row_major_strides(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
-    for axis in (0..shape.len().saturating_sub(1)).rev() {
-        if let (Some(&dim), Some(&inner)) = (shape.get(axis + 1), strides.get(axis + 1)) {
-            if let Some(stride) = strides.get_mut(axis) {
-                *stride = dim * inner;
-            }
-        }
-    }
+    let mut stride = 1;
+    let outward = shape.iter().rev().map(|dim| {
+        let own = stride;
+        stride *= dim;
+        own
+    });
+    let mut strides: Vec<i64> = outward.collect();
+    strides.reverse();
     strides
 }
 

@@ -159,8 +159,17 @@ impl Transformer {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
         kv.check_room(tokens)?;
+        let packets = kv.packet_positions();
+        let [full, windowed] = &self.ropes;
+        let full = full.run(kv.len(), tokens, &packets)?;
+        let windowed = match self.config.sliding_window {
+            Some(_) => Some(windowed.run(kv.len(), tokens, &packets)?),
+            None => None,
+        };
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, self.rope(block), &mut kv.layer(layer)?)?;
+            let windowed = windowed.as_ref().filter(|_| block.window().is_some());
+            let angles = windowed.unwrap_or(&full);
+            x = block.forward(&x, angles, &mut kv.layer(layer)?)?;
         }
         kv.advance(tokens);
         self.norm.forward(&x)
@@ -189,7 +198,6 @@ impl Transformer {
     }
 
     /// The stored embedding matrix `[vocab, d]`, unscaled.
-    #[must_use]
     pub fn embeddings(&self) -> &Tensor {
         &self.embeddings
     }

@@ -10,7 +10,7 @@
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::part::{Attended, Part, merge};
-use super::rope::Rope;
+use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kv::LayerKv;
@@ -32,10 +32,11 @@ pub(crate) struct Attention {
     window: Option<usize>,
 }
 
-/// Queries, keys and values of T tokens, before rotation: `[.., T, heads, head_dim]`.
+/// Of T tokens, before rotation.
 struct Projected {
-    q: Tensor,
-    k: Tensor,
+    /// Queries and keys, `[.., T, heads + kv_heads, head_dim]`.
+    qk: Tensor,
+    /// Values, `[.., T, kv_heads, head_dim]`.
     v: Tensor,
 }
 
@@ -78,7 +79,7 @@ impl Attention {
         Ok(Self {
             q_norm: norm("q_norm")?,
             k_norm: norm("k_norm")?,
-            qkv: Linear::stack(parts)?.to(device, kind)?,
+            qkv: Linear::stack(&parts)?.to(device, kind)?,
             output: output.to(device, kind)?,
             heads,
             kv_heads,
@@ -103,63 +104,74 @@ impl Attention {
 
     /// `x [T, d]`, the tokens at positions `kv.len() ..`, to the attention's output `[T, d]`.
     /// Appends their keys (rotated) and values to the sequence's own tail.
-    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, kv: &mut LayerKv<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        angles: &RunAngles,
+        kv: &mut LayerKv<'_>,
+    ) -> Result<Tensor> {
         let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
         let at = kv.position();
-        let Projected { q, k, v } = self.project(x)?;
-        let here = rope.angles(at, tokens)?;
-        let q_here = here.rotate(&q)?.f_transpose(0, 1)?;
-        let k = here.rotate(&k)?.f_transpose(0, 1)?;
+        let Projected { qk, v } = self.project(x)?;
+        let rotated = angles.here.rotate(&qk)?.f_transpose(0, 1)?;
+        let q = rotated.f_narrow(0, 0, self.heads)?;
+        let k = rotated.f_narrow(0, self.heads, self.kv_heads)?;
         let v = v.f_transpose(0, 1)?;
 
-        let mut parts = Vec::new();
-        for packet in kv.packets() {
-            if !self.reaches(at, packet.at + packet.tokens) {
-                continue;
-            }
-            let angles = rope.angles(at - packet.at, tokens)?;
-            let q = angles.rotate(&q)?.f_transpose(0, 1)?;
-            let part = Part {
-                keys: packet.keys,
-                values: packet.values,
-                at: packet.at,
-            };
-            parts.push(self.attend_past(&q, &part, at)?);
-        }
+        let mut parts = self.attend_packets(&qk, angles, kv)?;
         kv.append(&k, &v)?;
         if tokens == 1 && self.window.is_none() {
             // One query sees all of the tail, itself included.
             let (keys, values) = kv.tail()?;
-            parts.push(self.attend_past(
-                &q_here,
-                &Part {
-                    keys,
-                    values,
-                    at: 0,
-                },
-                at,
-            )?);
+            let part = Part {
+                keys,
+                values,
+                at: 0,
+            };
+            parts.push(self.attend_past(&q, &part, at)?);
         } else {
             for span in kv.tail_before(self.window.is_some(), tokens)? {
                 if self.reaches(at, span.at + span.tokens) {
-                    let part = Part {
-                        keys: span.keys,
-                        values: span.values,
-                        at: span.at,
-                    };
-                    parts.push(self.attend_past(&q_here, &part, at)?);
+                    parts.push(self.attend_past(&q, &span.part(), at)?);
                 }
             }
-            let part = Part {
+            let own = Part {
                 keys: k,
                 values: v,
                 at,
             };
-            parts.push(part.attend_own(&q_here, self.scale, self.window)?);
+            parts.push(own.attend_own(&q, self.scale, self.window)?);
         }
         let merged = merge(parts)?.f_to_kind(x.kind())?;
         let merged = merged.f_transpose(0, 1)?.f_reshape([int(tokens), -1])?;
         self.output.forward(&merged)
+    }
+
+    /// What the queries in `qk [T, heads + kv_heads, head_dim]` get from each packet in reach:
+    /// packets stay as they are, and the queries are turned to where they stand from there.
+    fn attend_packets(
+        &self,
+        qk: &Tensor,
+        angles: &RunAngles,
+        kv: &LayerKv<'_>,
+    ) -> Result<Vec<Attended>> {
+        let mut parts = Vec::new();
+        let packets = kv.packets();
+        if packets.is_empty() {
+            return Ok(parts);
+        }
+        let q = qk.f_narrow(-2, 0, self.heads)?;
+        let together = packets.chunks(angles.packets_at_a_time);
+        for (packets, angles) in together.zip(&angles.from_packets) {
+            let turned = angles.rotate(&q)?.f_transpose(1, 2)?;
+            for (index, packet) in packets.iter().enumerate() {
+                if self.reaches(kv.position(), packet.at + packet.tokens) {
+                    let q = turned.f_select(0, int(index))?;
+                    parts.push(self.attend_past(&q, &packet.part(), kv.position())?);
+                }
+            }
+        }
+        Ok(parts)
     }
 
     /// `x [B, S, d]`, each row's tokens at positions 0 .. S, to `[B, S, d]`.
@@ -172,15 +184,17 @@ impl Attention {
         mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         let (rows, tokens, _) = x.size3()?;
-        let Projected { q, k, v } = self.project(x)?;
+        let Projected { qk, v } = self.project(x)?;
         let angles = rope.angles(0, usize::try_from(tokens).unwrap_or(0))?;
-        let groups = self.heads / self.kv_heads;
+        let rotated = angles.rotate(&qk)?;
+        let q = rotated.f_narrow(-2, 0, self.heads)?.f_transpose(1, 2)?;
         let expand = |t: &Tensor| -> Result<Tensor> {
-            Ok(t.f_repeat_interleave_self_int(groups, 2, None)?
-                .f_transpose(1, 2)?)
+            let groups = self.heads / self.kv_heads;
+            let expanded = t.f_repeat_interleave_self_int(groups, 2, None)?;
+            Ok(expanded.f_transpose(1, 2)?)
         };
-        let q = angles.rotate(&q)?.f_transpose(1, 2)?;
-        let (k, v) = (expand(&angles.rotate(&k)?)?, expand(&v)?);
+        let k = expand(&rotated.f_narrow(-2, self.heads, self.kv_heads)?)?;
+        let v = expand(&v)?;
         let causal = mask.is_none();
         let out = Tensor::f_scaled_dot_product_attention(
             &q, &k, &v, mask, 0.0, causal, self.scale, false,
@@ -198,16 +212,16 @@ impl Attention {
         shape.extend([-1, self.head_dim]);
         let qkv = self.qkv.forward(x)?.f_reshape(&shape)?;
         let part = |start: i64, heads: i64| qkv.f_narrow(-2, start, heads);
-        let mut q = part(0, self.heads)?;
-        let mut k = part(self.heads, self.kv_heads)?;
+        let qk = match (&self.q_norm, &self.k_norm) {
+            (Some(q_norm), Some(k_norm)) => {
+                let q = q_norm.forward(&part(0, self.heads)?)?;
+                let k = k_norm.forward(&part(self.heads, self.kv_heads)?)?;
+                Tensor::f_cat(&[q, k], -2)?
+            }
+            _ => part(0, self.heads + self.kv_heads)?,
+        };
         let v = part(self.heads + self.kv_heads, self.kv_heads)?;
-        if let Some(norm) = &self.q_norm {
-            q = norm.forward(&q)?;
-        }
-        if let Some(norm) = &self.k_norm {
-            k = norm.forward(&k)?;
-        }
-        Ok(Projected { q, k, v })
+        Ok(Projected { qk, v })
     }
 
     /// Whether the first query, at position `at`, sees any key before position `end`.

@@ -4,7 +4,7 @@
 use super::attention::Attention;
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
-use super::rope::Rope;
+use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kv::LayerKv;
@@ -75,10 +75,15 @@ impl Block {
     }
 
     /// The residual stream `[T, d]` of one sequence, through this layer.
-    pub(crate) fn forward(&self, x: &Tensor, rope: &Rope, kv: &mut LayerKv<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        angles: &RunAngles,
+        kv: &mut LayerKv<'_>,
+    ) -> Result<Tensor> {
         let attended = self
             .attention
-            .forward(&self.before_attention.forward(x)?, rope, kv)?;
+            .forward(&self.before_attention.forward(x)?, angles, kv)?;
         let x = add(x, attended, self.after_attention.as_ref())?;
         let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;
         let out = key.f_linear::<&Tensor>(self.mlp.down(), None)?;

@@ -28,7 +28,7 @@ impl Linear {
     }
 
     /// One map that gives the outputs of all `parts`, in order, for one input.
-    pub(crate) fn stack(parts: Vec<Self>) -> Result<Self> {
+    pub(crate) fn stack(parts: &[Self]) -> Result<Self> {
         let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
         let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
         let bias = match biases.is_empty() {

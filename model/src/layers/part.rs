@@ -117,10 +117,10 @@ impl Part {
 /// The parts' outputs as if they had been one context: `[heads, T, head_dim]`, f32 where there
 /// were several.
 pub(crate) fn merge(mut parts: Vec<Attended>) -> Result<Tensor> {
-    if parts.len() == 1 {
-        if let Some(only) = parts.pop() {
-            return Ok(only.output);
-        }
+    if parts.len() == 1
+        && let Some(only) = parts.pop()
+    {
+        return Ok(only.output);
     }
     let outputs: Vec<&Tensor> = parts.iter().map(|part| &part.output).collect();
     let sums: Vec<&Tensor> = parts.iter().map(|part| &part.log_sum_exp).collect();
@@ -186,7 +186,7 @@ fn attend_plainly(
         .f_to_kind(values.kind())?;
     Ok(Attended {
         output: weights.f_matmul(values)?,
-        log_sum_exp: scores.f_logsumexp(&[-1], false)?,
+        log_sum_exp: scores.f_logsumexp([-1], false)?,
     })
 }
 

@@ -33,10 +33,24 @@ struct Table {
     sin: Tensor,
 }
 
-/// Cosines and sines of a run of positions, f32 `[T, 1, head_dim]` each.
+/// Queries turned to packets in one step, at most: tokens times packets.
+const JOINT_ROTATIONS: usize = 4096;
+
+/// Cosines and sines of some positions, f32 `[.., T, 1, head_dim]` each.
 pub(crate) struct Angles {
     cos: Tensor,
     sin: Tensor,
+}
+
+/// The angles that one run of tokens needs, made once and used by every layer.
+pub(crate) struct RunAngles {
+    /// At the run's own positions in the sequence: `[T, 1, head_dim]`.
+    pub(crate) here: Angles,
+    /// At its positions relative to each packet, several packets at a time:
+    /// `[packets, T, 1, head_dim]`.
+    pub(crate) from_packets: Vec<Angles>,
+    /// How many packets go together.
+    pub(crate) packets_at_a_time: usize,
 }
 
 impl Rope {
@@ -66,15 +80,55 @@ impl Rope {
 
     /// The angles of positions `start .. start + count`.
     pub(crate) fn angles(&self, start: usize, count: usize) -> Result<Angles> {
-        let end = start + count;
-        let mut table = self.table.borrow_mut();
-        if end > table.positions {
-            *table = self.build(end.next_power_of_two().max(1024))?;
-        }
+        self.reach(start + count)?;
+        let table = self.table.borrow();
         Ok(Angles {
             cos: table.cos.f_narrow(0, int(start), int(count))?,
             sin: table.sin.f_narrow(0, int(start), int(count))?,
         })
+    }
+
+    /// The angles of a run of `tokens` at positions `at ..`, in a context with packets that
+    /// begin at `packets`, each before `at`.
+    pub(crate) fn run(&self, at: usize, tokens: usize, packets: &[usize]) -> Result<RunAngles> {
+        let here = self.angles(at, tokens)?;
+        let packets_at_a_time = (JOINT_ROTATIONS / tokens.max(1)).max(1);
+        let from_packets = packets
+            .chunks(packets_at_a_time)
+            .map(|starts| {
+                let positions = starts.iter().flat_map(|start| {
+                    let first = at - start;
+                    first..first + tokens
+                });
+                let positions: Vec<i64> = positions.map(int).collect();
+                self.gather(&positions, &[int(starts.len()), int(tokens), 1, -1])
+            })
+            .collect::<Result<_>>()?;
+        Ok(RunAngles {
+            here,
+            from_packets,
+            packets_at_a_time,
+        })
+    }
+
+    /// The angles of scattered positions, which the table reaches, in a tensor of `shape`.
+    fn gather(&self, positions: &[i64], shape: &[i64]) -> Result<Angles> {
+        let positions = Tensor::f_from_slice(positions)?.f_to_device(self.device)?;
+        let table = self.table.borrow();
+        let pick = |t: &Tensor| t.f_index_select(0, &positions)?.f_reshape(shape);
+        Ok(Angles {
+            cos: pick(&table.cos)?,
+            sin: pick(&table.sin)?,
+        })
+    }
+
+    /// Makes the table long enough for positions before `end`.
+    fn reach(&self, end: usize) -> Result<()> {
+        let mut table = self.table.borrow_mut();
+        if end > table.positions {
+            *table = self.build(end.next_power_of_two().max(1024))?;
+        }
+        Ok(())
     }
 
     /// Angles are formed in f64 and their cosines and sines kept in f32, so that far
