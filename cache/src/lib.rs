@@ -1,1 +1,38 @@
-//! Placeholder.
+//! The content-addressed packet store of Addenda.
+//!
+//! Bodies lie in append-only extents, memory-mapped when they are read; an index in sled says where. The extents are
+//! the truth: each record in them is self-describing, and the index can be made anew from them at any time. This
+//! crate knows bytes; what they mean to a model is others' concern, and so is the network.
+//!
+//! Start with [`Store`]. A packet has a [`PacketKey`], known before anything is computed, and a [`PacketId`], the
+//! digest of what it is.
+
+mod budget;
+mod canonical;
+mod document;
+mod error;
+mod extent;
+mod file;
+mod id;
+mod index;
+mod lease;
+mod lock;
+mod manifest;
+mod packet;
+mod record;
+mod recover;
+mod scan;
+mod store;
+mod verify;
+
+pub use document::Document;
+pub use error::{Error, Result};
+pub use id::{FORMAT, KeyFields, PacketId, PacketKey, ParseDigestError};
+pub use lease::Body;
+pub use lock::DirectoryLock;
+pub use manifest::{Location, Manifest};
+pub use packet::{MAX_DOCUMENT, MAX_DTYPE, MAX_NAMESPACE, MAX_ROPE, PacketHeader};
+pub use record::Gone;
+pub use recover::{RecoverProgress, Recovery};
+pub use store::{Miss, Put, Removed, Stats, Store, StoreOptions};
+pub use verify::{DamagedPacket, VerifyProgress, VerifyReport};

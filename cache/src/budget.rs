@@ -1,0 +1,201 @@
+//! The budget: how much the store may take, what it takes, and who goes first.
+//!
+//! Owns the limits, the count of bytes and the order of last uses. Never deletes anything: it names the victims, the
+//! store evicts them. Invariants: a pinned or leased packet is never named; where the victims together would not make
+//! enough room, none is named.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::id::PacketId;
+use crate::manifest::{Location, Manifest};
+
+/// Holes are punched in whole blocks of this size.
+const BLOCK: u64 = 4096;
+
+/// How much the store may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Bytes on disk at most; none: as much as the floor allows.
+    pub(crate) max_bytes: Option<u64>,
+    /// Bytes of the file system that stay free.
+    pub(crate) free_floor: u64,
+}
+
+/// The whole blocks of a record's payload: what a hole gives back.
+pub(crate) fn reclaimable(location: &Location) -> (u64, u64) {
+    let start = location.payload.next_multiple_of(BLOCK);
+    let end = location.payload.saturating_add(location.payload_len) / BLOCK * BLOCK;
+    (start, end.saturating_sub(start))
+}
+
+#[derive(Debug)]
+struct Entry {
+    tick: u64,
+    used_at_ms: u64,
+    bytes: u64,
+    location: Location,
+    revision: [u8; 32],
+}
+
+/// What the live packets take, and when they were used.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    entries: HashMap<PacketId, Entry>,
+    /// Oldest use first. Ticks rather than times, so that two uses in one millisecond have an order.
+    order: BTreeMap<u64, PacketId>,
+    next_tick: u64,
+    dirty: HashSet<PacketId>,
+    revisions: HashMap<[u8; 32], u64>,
+    live_bytes: u64,
+    disk_bytes: u64,
+    evicted: u64,
+}
+
+impl Usage {
+    pub(crate) fn set_disk_bytes(&mut self, bytes: u64) {
+        self.disk_bytes = bytes;
+    }
+
+    pub(crate) fn wrote(&mut self, bytes: u64) {
+        self.disk_bytes = self.disk_bytes.saturating_add(bytes);
+    }
+
+    pub(crate) fn gave_back(&mut self, bytes: u64) {
+        self.disk_bytes = self.disk_bytes.saturating_sub(bytes);
+    }
+
+    pub(crate) fn count_evicted(&mut self, packets: u64) {
+        self.evicted = self.evicted.saturating_add(packets);
+    }
+
+    /// Counts a packet as live and just used.
+    pub(crate) fn add(&mut self, manifest: &Manifest) {
+        self.remove(&manifest.id);
+        self.live_bytes = self.live_bytes.saturating_add(manifest.bytes());
+        *self.revisions.entry(manifest.header.revision).or_default() += 1;
+        let tick = self.tick();
+        self.order.insert(tick, manifest.id);
+        self.entries.insert(
+            manifest.id,
+            Entry {
+                tick,
+                used_at_ms: manifest.last_used_at_ms,
+                bytes: manifest.bytes(),
+                location: manifest.location,
+                revision: manifest.header.revision,
+            },
+        );
+    }
+
+    pub(crate) fn remove(&mut self, id: &PacketId) {
+        let Some(entry) = self.entries.remove(id) else {
+            return;
+        };
+        self.order.remove(&entry.tick);
+        self.dirty.remove(id);
+        self.live_bytes = self.live_bytes.saturating_sub(entry.bytes);
+        if let Some(count) = self.revisions.get_mut(&entry.revision) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.revisions.remove(&entry.revision);
+            }
+        }
+    }
+
+    /// Notes a use; false where the packet is not live.
+    pub(crate) fn touch(&mut self, id: &PacketId, now_ms: u64) -> bool {
+        let tick = self.tick();
+        let Some(entry) = self.entries.get_mut(id) else {
+            return false;
+        };
+        self.order.remove(&entry.tick);
+        self.order.insert(tick, *id);
+        entry.tick = tick;
+        entry.used_at_ms = now_ms;
+        self.dirty.insert(*id);
+        true
+    }
+
+    pub(crate) fn used_at_ms(&self, id: &PacketId) -> Option<u64> {
+        self.entries.get(id).map(|entry| entry.used_at_ms)
+    }
+
+    /// The uses that the index does not know yet.
+    pub(crate) fn take_dirty(&mut self) -> Vec<(PacketId, u64)> {
+        std::mem::take(&mut self.dirty)
+            .into_iter()
+            .filter_map(|id| Some((id, self.used_at_ms(&id)?)))
+            .collect()
+    }
+
+    pub(crate) fn packets(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(crate) fn packets_of_revision(&self, revision: &[u8; 32]) -> u64 {
+        self.revisions.get(revision).copied().unwrap_or_default()
+    }
+
+    pub(crate) const fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    pub(crate) const fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
+    }
+
+    pub(crate) const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Who must go so that `needed` more bytes fit; nobody where they fit already.
+    ///
+    /// `spare` says who stays: the pinned and those that are being read. `can_punch` is false where the file system
+    /// can't give the bytes of a dead record back; evicting would make no room then.
+    pub(crate) fn victims(
+        &self,
+        limits: &Limits,
+        needed: u64,
+        can_punch: bool,
+        mut spare: impl FnMut(&PacketId, &Location) -> Result<bool>,
+    ) -> Result<Vec<PacketId>> {
+        let Some(limit) = limits.max_bytes else {
+            return Ok(Vec::new());
+        };
+        let excess = self.disk_bytes.saturating_add(needed).saturating_sub(limit);
+        let mut victims = Vec::new();
+        let mut freed = 0u64;
+        if excess == 0 {
+            return Ok(victims);
+        }
+        for id in self.order.values().filter(|_| can_punch) {
+            if freed >= excess {
+                break;
+            }
+            let Some(entry) = self.entries.get(id) else {
+                continue;
+            };
+            let (_, bytes) = reclaimable(&entry.location);
+            if bytes > 0 && !spare(id, &entry.location)? {
+                freed = freed.saturating_add(bytes);
+                victims.push(*id);
+            }
+        }
+        if freed < excess {
+            let used = self.disk_bytes;
+            return Err(Error::Budget {
+                needed,
+                used,
+                limit,
+                evictable: freed,
+            });
+        }
+        Ok(victims)
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.next_tick = self.next_tick.saturating_add(1);
+        self.next_tick
+    }
+}

@@ -1,0 +1,262 @@
+//! The extents of a store: append-only files that together hold every event in order.
+//!
+//! Owns which extent grows, when the next one begins, and that a batch of records is durable before anyone hears
+//! of it. Knows neither the index nor who reads. Invariants: records lie in the order of their sequences; after a
+//! failed write what was written is cut away, and where that or a sync fails the extent is never written again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::error::{Error, Result};
+use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
+use crate::manifest::Location;
+use crate::record::{Event, Frame, RECORD_VERSION, align};
+
+/// A payload that is to be written: pieces, one behind the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Payload<'a> {
+    pub(crate) pieces: &'a [&'a [u8]],
+    pub(crate) length: u64,
+    pub(crate) digest: [u8; 32],
+}
+
+impl Payload<'_> {
+    /// What an event without a payload carries.
+    pub(crate) const NONE: Self = Self {
+        pieces: &[],
+        length: 0,
+        digest: [0; 32],
+    };
+}
+
+/// A record that is to be appended.
+#[derive(Debug)]
+pub(crate) struct Pending<'a> {
+    pub(crate) event: Event,
+    pub(crate) payload: Payload<'a>,
+}
+
+impl Pending<'_> {
+    pub(crate) fn event(event: Event) -> Self {
+        Self {
+            event,
+            payload: Payload::NONE,
+        }
+    }
+}
+
+/// Where a record came to lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Placed {
+    pub(crate) sequence: u64,
+    pub(crate) location: Location,
+}
+
+/// Where the next record goes. Only one writer holds it.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    /// The extent that grows and its end; none before the first record and after an extent failed.
+    pub(crate) active: Option<(Arc<ExtentFile>, u64)>,
+    pub(crate) next_extent: u64,
+    pub(crate) next_sequence: u64,
+}
+
+/// All extents of a store.
+#[derive(Debug)]
+pub(crate) struct Extents {
+    directory: PathBuf,
+    limit: u64,
+    files: RwLock<BTreeMap<u64, Arc<ExtentFile>>>,
+}
+
+/// What was found when the directory was opened.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) extents: Extents,
+    /// Extents whose header is damaged in both copies. They are left alone.
+    pub(crate) unreadable: Vec<PathBuf>,
+    /// The number behind the highest that is taken.
+    pub(crate) next_extent: u64,
+}
+
+impl Extents {
+    /// Opens all extents of a directory, which is made where it is missing.
+    pub(crate) fn open(directory: &Path, limit: u64) -> Result<Opened> {
+        std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+        if let Some(parent) = directory.parent() {
+            sync_directory(parent)?;
+        }
+        let mut files = BTreeMap::new();
+        let mut unreadable = Vec::new();
+        let mut next_extent = 1;
+        let entries = std::fs::read_dir(directory).map_err(Error::io("list", directory))?;
+        for entry in entries {
+            let path = entry.map_err(Error::io("list", directory))?.path();
+            let Some(number) = ExtentFile::number_of(&path) else {
+                continue;
+            };
+            next_extent = next_extent.max(number.saturating_add(1));
+            match ExtentFile::open(&path, number)? {
+                Some(file) => drop(files.insert(number, Arc::new(file))),
+                // The process ended while it made this extent: records come only after the header is durable.
+                None if file_len(&path)? <= FIRST_RECORD => {
+                    std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+                }
+                None => unreadable.push(path),
+            }
+        }
+        let extents = Self {
+            directory: directory.to_path_buf(),
+            limit,
+            files: RwLock::new(files),
+        };
+        Ok(Opened {
+            extents,
+            unreadable,
+            next_extent,
+        })
+    }
+
+    /// The extent with this number.
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<ExtentFile>> {
+        self.files
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&number)
+            .cloned()
+    }
+
+    /// All extents, oldest first.
+    pub(crate) fn all(&self) -> Vec<Arc<ExtentFile>> {
+        self.files
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Bytes that all extents take on the file system.
+    pub(crate) fn allocated(&self) -> Result<u64> {
+        self.all()
+            .iter()
+            .try_fold(0u64, |sum, file| Ok(sum.saturating_add(file.allocated()?)))
+    }
+
+    /// Appends records as one batch; durable, all of them, when this returns. On an error none is visible now,
+    /// though some may be found whole after a restart.
+    pub(crate) fn append(&self, tail: &mut Tail, batch: &[Pending<'_>]) -> Result<Vec<Placed>> {
+        let length = batch.iter().map(record_len).fold(0, u64::saturating_add);
+        let (file, start) = self.room(tail, length)?;
+        let first = tail.next_sequence;
+        // Numbers that a failed write may have left on the disk are not given out again.
+        tail.next_sequence = first.saturating_add(batch.len() as u64);
+        match write_batch(&file, start, first, batch) {
+            Ok((placed, end)) => {
+                if let Err(error) = file.sync() {
+                    tracing::error!(extent = %file.path().display(), %error, "the extent is given up: a sync failed");
+                    tail.active = None;
+                    return Err(error);
+                }
+                tail.active = Some((file, end));
+                Ok(placed)
+            }
+            Err(error) => {
+                if let Err(second) = file.cut(start) {
+                    tracing::error!(extent = %file.path().display(), %second, "the extent is given up: a failed write could not be undone");
+                    tail.active = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The extent and offset at which `length` more bytes go; a new extent where the present one is full.
+    fn room(&self, tail: &mut Tail, length: u64) -> Result<(Arc<ExtentFile>, u64)> {
+        if let Some((file, end)) = &tail.active
+            && (end.saturating_add(length) <= self.limit || *end == FIRST_RECORD)
+        {
+            return Ok((Arc::clone(file), *end));
+        }
+        let number = tail.next_extent;
+        tail.next_extent = number.saturating_add(1);
+        let file = Arc::new(ExtentFile::create(&self.directory, number, rand::random())?);
+        self.files
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, Arc::clone(&file));
+        tail.active = Some((Arc::clone(&file), FIRST_RECORD));
+        Ok((file, FIRST_RECORD))
+    }
+}
+
+/// Bytes that a record will take.
+pub(crate) fn record_len(pending: &Pending<'_>) -> u64 {
+    let meta = pending.event.encode().len() as u64;
+    align(crate::record::FRAME as u64 + meta).saturating_add(align(pending.payload.length))
+}
+
+fn write_batch(
+    file: &ExtentFile,
+    start: u64,
+    first_sequence: u64,
+    batch: &[Pending<'_>],
+) -> Result<(Vec<Placed>, u64)> {
+    let mut placed = Vec::with_capacity(batch.len());
+    let mut at = start;
+    for (sequence, pending) in (first_sequence..).zip(batch) {
+        let (location, end) = write_record(file, at, sequence, pending)?;
+        placed.push(Placed { sequence, location });
+        at = end;
+    }
+    Ok((placed, at))
+}
+
+fn write_record(
+    file: &ExtentFile,
+    offset: u64,
+    sequence: u64,
+    pending: &Pending<'_>,
+) -> Result<(Location, u64)> {
+    let meta = pending.event.encode();
+    let frame = Frame {
+        version: RECORD_VERSION,
+        kind: pending.event.kind(),
+        meta_len: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+        payload_len: pending.payload.length,
+        sequence,
+        id: pending.event.id(),
+        payload_digest: pending.payload.digest,
+    };
+    let mut head = frame.seal(file.key(), offset, &meta);
+    head.resize(
+        usize::try_from(frame.payload_start()).unwrap_or(head.len()),
+        0,
+    );
+    file.write_at(&head, offset)?;
+    let payload = offset.saturating_add(frame.payload_start());
+    let mut at = payload;
+    for piece in pending.payload.pieces {
+        file.write_at(piece, at)?;
+        at = at.saturating_add(piece.len() as u64);
+    }
+    let end = offset.saturating_add(frame.record_len());
+    file.write_at(
+        &vec![0; usize::try_from(end.saturating_sub(at)).unwrap_or(0)],
+        at,
+    )?;
+    let location = Location {
+        extent: file.number(),
+        offset,
+        payload,
+        payload_len: pending.payload.length,
+    };
+    Ok((location, end))
+}
+
+fn file_len(path: &Path) -> Result<u64> {
+    Ok(std::fs::metadata(path)
+        .map_err(Error::io("inspect", path))?
+        .len())
+}

@@ -1,0 +1,257 @@
+//! One extent file: every system call on it is here.
+//!
+//! ```text
+//! offset  bytes
+//! 0       8     magic "ADDEXTNT"
+//! 8       4     version of the extent's layout
+//! 12      4     zeros
+//! 16      8     the extent's number
+//! 24      32    salt: random, the key of the records' digests is derived from it
+//! 56      32    BLAKE3 of the 56 bytes above
+//! 4096    88    the same again, so that one damaged block does not take the extent with it
+//! 8192          records
+//! ```
+//! Owns reading, writing, syncing, cutting, hole punching and mapping. Knows no record's meaning, and when to do
+//! which is for others to say. Invariant: bytes before a record's end never change once it is synced, save that the
+//! payload of a dead record that nobody reads may become zeros.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use memmap2::{Mmap, MmapOptions};
+
+use crate::error::{Error, Result};
+
+/// Newest layout that is known here.
+const EXTENT_VERSION: u32 = 1;
+/// Where records begin.
+pub(crate) const FIRST_RECORD: u64 = 8192;
+
+const MAGIC: &[u8; 8] = b"ADDEXTNT";
+const COPIES: [u64; 2] = [0, 4096];
+const HEADER: usize = 88;
+const HEADER_CONTEXT: &str = "addenda 2025 extent header";
+const KEY_CONTEXT: &str = "addenda 2025 extent record key";
+
+/// An open extent.
+#[derive(Debug)]
+pub(crate) struct ExtentFile {
+    file: File,
+    path: PathBuf,
+    number: u64,
+    salt: [u8; 32],
+    key: [u8; 32],
+}
+
+impl ExtentFile {
+    /// Name of the extent with this number.
+    pub(crate) fn name(number: u64) -> String {
+        format!("{number:010}.extent")
+    }
+
+    /// The number in an extent's file name.
+    pub(crate) fn number_of(path: &Path) -> Option<u64> {
+        let number = path
+            .file_name()?
+            .to_str()?
+            .strip_suffix(".extent")?
+            .parse()
+            .ok()?;
+        (path.file_name()?.to_str()? == Self::name(number)).then_some(number)
+    }
+
+    /// Makes a new, empty extent; durable when this returns.
+    pub(crate) fn create(directory: &Path, number: u64, salt: [u8; 32]) -> Result<Self> {
+        let path = directory.join(Self::name(number));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(Error::io("create", &path))?;
+        let header = header(number, &salt);
+        let mut block = vec![0; usize::try_from(FIRST_RECORD).unwrap_or(8192)];
+        for (at, byte) in block.iter_mut().enumerate() {
+            if let Some(value) = header.get(at % 4096) {
+                *byte = *value;
+            }
+        }
+        let written = file.write_all_at(&block, 0).and_then(|()| file.sync_all());
+        if let Err(source) = written {
+            // A half-made extent holds nothing; if it can't be removed it is recognised as empty at the next open.
+            let _ = std::fs::remove_file(&path);
+            return Err(Error::io("create", &path)(source));
+        }
+        sync_directory(directory)?;
+        Ok(Self::with(file, path, number, salt))
+    }
+
+    /// Opens an extent. None: neither copy of the header is intact, so nothing in it can be trusted.
+    pub(crate) fn open(path: &Path, number: u64) -> Result<Option<Self>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(Error::io("open", path))?;
+        for at in COPIES {
+            let mut bytes = [0; HEADER];
+            match file.read_exact_at(&mut bytes, at) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+                Err(error) => return Err(Error::io("read", path)(error)),
+            }
+            if let Some((version, salt)) = parse_header(&bytes, number) {
+                if version > EXTENT_VERSION {
+                    return Err(Error::NewerFormat {
+                        path: path.to_path_buf(),
+                        found: version,
+                        known: EXTENT_VERSION,
+                    });
+                }
+                return Ok(Some(Self::with(file, path.to_path_buf(), number, salt)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn with(file: File, path: PathBuf, number: u64, salt: [u8; 32]) -> Self {
+        let key = blake3::derive_key(KEY_CONTEXT, &salt);
+        Self {
+            file,
+            path,
+            number,
+            salt,
+            key,
+        }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The salt tells this extent from any other that ever had its number.
+    pub(crate) fn salt(&self) -> &[u8; 32] {
+        &self.salt
+    }
+
+    /// Key of its records' digests.
+    pub(crate) fn key(&self) -> &[u8; 32] {
+        &self.key
+    }
+
+    pub(crate) fn len(&self) -> Result<u64> {
+        Ok(self
+            .file
+            .metadata()
+            .map_err(Error::io("inspect", &self.path))?
+            .len())
+    }
+
+    /// Bytes that it takes on the file system, holes not counted.
+    pub(crate) fn allocated(&self) -> Result<u64> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(Error::io("inspect", &self.path))?;
+        Ok(metadata.blocks().saturating_mul(512))
+    }
+
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        self.file
+            .read_exact_at(buffer, offset)
+            .map_err(Error::io("read", &self.path))
+    }
+
+    pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(Error::io("write", &self.path))
+    }
+
+    /// Returns when all that was written is on the disk.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
+    }
+
+    pub(crate) fn cut(&self, length: u64) -> Result<()> {
+        self.file
+            .set_len(length)
+            .map_err(Error::io("cut", &self.path))
+    }
+
+    /// Gives a dead range back to the file system. False: the file system cannot.
+    pub(crate) fn punch(&self, offset: u64, length: u64) -> Result<bool> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, offset, length) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
+            Err(error) => Err(Error::io("give space back from", &self.path)(error.into())),
+        }
+    }
+
+    /// Maps a range for reading. The range must lie within the file.
+    pub(crate) fn map(&self, offset: u64, length: u64) -> Result<Mmap> {
+        let length = usize::try_from(length)
+            .map_err(|_| Error::io("map", &self.path)(io::ErrorKind::OutOfMemory.into()))?;
+        // SAFETY: a map is sound as long as its bytes neither change nor go away. Extents are append-only; the
+        // range is that of a synced record, so nothing writes to it again; a hole is punched only where the lease
+        // registry knows of no reader; files are cut only at open, before any map exists, and only behind the last
+        // record. The data directory is locked, so no second Addenda can do otherwise. Someone else who truncates
+        // the file would end the process with SIGBUS; README says that the directory is Addenda's alone.
+        unsafe {
+            MmapOptions::new()
+                .offset(offset)
+                .len(length)
+                .map(&self.file)
+        }
+        .map_err(Error::io("map", &self.path))
+    }
+}
+
+/// Makes the creation and removal of a directory's files durable.
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::io("sync", directory))
+}
+
+/// Bytes that an unprivileged process can still write to the file system of this directory.
+pub(crate) fn free_bytes(directory: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(directory)
+        .map_err(|error| Error::io("measure the free space of", directory)(error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn header(number: u64, salt: &[u8; 32]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&EXTENT_VERSION.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&number.to_le_bytes());
+    bytes.extend_from_slice(salt);
+    let digest = blake3::derive_key(HEADER_CONTEXT, &bytes);
+    bytes.extend_from_slice(&digest);
+    bytes
+}
+
+/// Version and salt of an intact header of this extent.
+fn parse_header(bytes: &[u8; HEADER], number: u64) -> Option<(u32, [u8; 32])> {
+    let (fields, digest) = bytes.split_last_chunk::<32>()?;
+    if blake3::derive_key(HEADER_CONTEXT, fields) != *digest {
+        return None;
+    }
+    let (magic, rest) = fields.split_first_chunk::<8>()?;
+    let (version, rest) = rest.split_first_chunk::<4>()?;
+    let (_, rest) = rest.split_first_chunk::<4>()?;
+    let (found, rest) = rest.split_first_chunk::<8>()?;
+    let (salt, _) = rest.split_first_chunk::<32>()?;
+    let ours = magic == MAGIC && u64::from_le_bytes(*found) == number;
+    ours.then_some((u32::from_le_bytes(*version), *salt))
+}

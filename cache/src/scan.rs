@@ -1,0 +1,261 @@
+//! Reading records back from an extent, damaged ones included.
+//!
+//! Owns finding the next intact record and telling a torn tail (nothing intact follows) from a damaged middle
+//! (something does). Never changes a file. Invariant: what is returned as a record has its frame and meta verified;
+//! its payload is verified by [`verify_payload`] only.
+
+use crate::error::{Error, Result};
+use crate::file::ExtentFile;
+use crate::id::PacketId;
+use crate::manifest::{Location, Manifest};
+use crate::record::{self, Event, FRAME, Frame, RECORD_VERSION, align};
+
+/// Read at once where a record begins; nearly all frames and metas fit.
+const FIRST_READ: usize = 4096;
+/// Read at once when a payload is verified or a lost frame is sought.
+const CHUNK: usize = 1 << 20;
+
+/// An intact frame and what it says.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) event: Event,
+    pub(crate) sequence: u64,
+    pub(crate) location: Location,
+    pub(crate) payload_digest: [u8; 32],
+    /// Offset of the next record.
+    pub(crate) next: u64,
+}
+
+impl Found {
+    /// The manifest of the packet that this record puts, if it puts one.
+    pub(crate) fn manifest(&self) -> Option<Manifest> {
+        let Event::Packet {
+            id,
+            header,
+            token_ids,
+            body_len,
+        } = &self.event
+        else {
+            return None;
+        };
+        Some(Manifest {
+            id: *id,
+            header: (**header).clone(),
+            location: self.location,
+            token_ids: *token_ids,
+            body_len: *body_len,
+            payload_digest: self.payload_digest,
+            sequence: self.sequence,
+            pinned: false,
+            last_used_at_ms: 0,
+        })
+    }
+}
+
+/// What lies at a place of an extent.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Record(Box<Found>),
+    /// Bytes that are no record, with an intact record behind them.
+    Gap {
+        from: u64,
+        to: u64,
+    },
+    /// Bytes that are no record, up to the end.
+    Tail {
+        from: u64,
+    },
+    End,
+}
+
+/// Walks an extent from a record's offset on.
+#[derive(Debug)]
+pub(crate) struct Scanner<'a> {
+    file: &'a ExtentFile,
+    length: u64,
+    offset: u64,
+}
+
+impl<'a> Scanner<'a> {
+    pub(crate) fn new(file: &'a ExtentFile, offset: u64) -> Result<Self> {
+        Ok(Self::up_to(file, offset, file.len()?))
+    }
+
+    /// Walks no further than `end`.
+    pub(crate) fn up_to(file: &'a ExtentFile, offset: u64, end: u64) -> Self {
+        Self {
+            file,
+            length: end,
+            offset,
+        }
+    }
+
+    pub(crate) fn step(&mut self) -> Result<Step> {
+        if self.offset >= self.length {
+            return Ok(Step::End);
+        }
+        if let Ok(found) = read_record(self.file, self.length, self.offset)? {
+            self.offset = found.next;
+            return Ok(Step::Record(Box::new(found)));
+        }
+        let from = self.offset;
+        match self.find_intact(from.saturating_add(record::ALIGN))? {
+            Some(to) => {
+                self.offset = to;
+                Ok(Step::Gap { from, to })
+            }
+            None => {
+                self.offset = self.length;
+                Ok(Step::Tail { from })
+            }
+        }
+    }
+
+    /// The first intact record at or behind `from`, a multiple of 64.
+    fn find_intact(&self, from: u64) -> Result<Option<u64>> {
+        let mut buffer = vec![0; CHUNK];
+        let mut at = from;
+        while at < self.length {
+            let length = usize::try_from(self.length - at)
+                .unwrap_or(CHUNK)
+                .min(CHUNK);
+            let chunk = buffer.get_mut(..length).unwrap_or_default();
+            self.file.read_at(chunk, at)?;
+            for (slot, bytes) in (0u64..).zip(chunk.chunks(64)) {
+                let offset = at.saturating_add(slot * record::ALIGN);
+                if bytes.starts_with(record::MAGIC)
+                    && read_record(self.file, self.length, offset)?.is_ok()
+                {
+                    return Ok(Some(offset));
+                }
+            }
+            at = at.saturating_add(CHUNK as u64);
+        }
+        Ok(None)
+    }
+}
+
+/// Why the bytes at a place are no record.
+pub(crate) type NoRecord = &'static str;
+
+/// Reads the record at `offset` of an extent that is `length` bytes long.
+pub(crate) fn read_record(
+    file: &ExtentFile,
+    length: u64,
+    offset: u64,
+) -> Result<std::result::Result<Found, NoRecord>> {
+    let available = length.saturating_sub(offset);
+    let mut buffer = vec![
+        0;
+        usize::try_from(available)
+            .unwrap_or(FIRST_READ)
+            .min(FIRST_READ)
+    ];
+    file.read_at(&mut buffer, offset)?;
+    let Some((head, _)) = buffer.split_first_chunk::<FRAME>() else {
+        return Ok(Err("the frame is cut short"));
+    };
+    let head = *head;
+    let Some(frame) = Frame::parse(&head) else {
+        return Ok(Err("the frame is not one"));
+    };
+    if frame.record_len() > available {
+        return Ok(Err("the record runs past the end of its extent"));
+    }
+    let payload_start = frame.payload_start();
+    let Ok(lead) = usize::try_from(payload_start) else {
+        return Ok(Err("the frame is not one"));
+    };
+    if lead > buffer.len() {
+        buffer.resize(lead, 0);
+        file.read_at(&mut buffer, offset)?;
+    }
+    let lead = buffer.get(FRAME..lead).unwrap_or_default();
+    let (meta, padding) = lead
+        .split_at_checked(frame.meta_len as usize)
+        .unwrap_or_default();
+    if !Frame::verify(file.key(), offset, &head, meta) {
+        return Ok(Err("the frame's digest does not match"));
+    }
+    if frame.version > RECORD_VERSION {
+        return Err(Error::NewerFormat {
+            path: file.path().to_path_buf(),
+            found: u32::from(frame.version),
+            known: u32::from(RECORD_VERSION),
+        });
+    }
+    if padding.iter().any(|&byte| byte != 0) {
+        return Ok(Err("the padding is not zero"));
+    }
+    let Ok(event) = Event::decode(frame.kind, frame.id, meta) else {
+        return Ok(Err("the event does not decode"));
+    };
+    let location = Location {
+        extent: file.number(),
+        offset,
+        payload: offset.saturating_add(payload_start),
+        payload_len: frame.payload_len,
+    };
+    Ok(check_event(&event, &frame).map(|()| Found {
+        event,
+        sequence: frame.sequence,
+        location,
+        payload_digest: frame.payload_digest,
+        next: offset.saturating_add(frame.record_len()),
+    }))
+}
+
+/// The lengths and the id that a packet's frame and meta each say must agree.
+fn check_event(event: &Event, frame: &Frame) -> std::result::Result<(), NoRecord> {
+    let Event::Packet {
+        id,
+        header,
+        token_ids,
+        body_len,
+    } = event
+    else {
+        return if frame.payload_len == 0 {
+            Ok(())
+        } else {
+            Err("the event has a payload")
+        };
+    };
+    if record::body_offset(*token_ids).checked_add(*body_len) != Some(frame.payload_len) {
+        return Err("the payload's length does not match");
+    }
+    if PacketId::derive(&header.identity(), &frame.payload_digest) != *id {
+        return Err("the id does not match");
+    }
+    Ok(())
+}
+
+/// Whether a payload, and the zeros behind it, are what was written. Reads rather than maps, so that a failing
+/// disk is an error and not a signal; the pages are in the cache when they are mapped.
+pub(crate) fn verify_payload(
+    file: &ExtentFile,
+    location: &Location,
+    digest: &[u8; 32],
+) -> Result<bool> {
+    let mut hasher = record::payload_hasher();
+    let end = location.payload.saturating_add(location.payload_len);
+    if align(end) > file.len()? {
+        return Ok(false);
+    }
+    let mut buffer = vec![
+        0;
+        usize::try_from(location.payload_len)
+            .unwrap_or(CHUNK)
+            .min(CHUNK)
+    ];
+    let mut at = location.payload;
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+        let chunk = buffer.get_mut(..length).unwrap_or_default();
+        file.read_at(chunk, at)?;
+        hasher.update(chunk);
+        at = at.saturating_add(length as u64);
+    }
+    let mut padding = vec![0; usize::try_from(align(end) - end).unwrap_or(0)];
+    file.read_at(&mut padding, end)?;
+    Ok(hasher.finalize().as_bytes() == digest && padding.iter().all(|&byte| byte == 0))
+}

@@ -1,0 +1,190 @@
+//! Finding, listing and reading packets.
+//!
+//! Owns the way of a hit; never writes but to quarantine what is damaged. Invariant: a body leaves here only after
+//! its record and payload were verified in this process.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Store, now_ms};
+use crate::document::Document;
+use crate::error::{Error, Result};
+use crate::file::ExtentFile;
+use crate::id::{PacketId, PacketKey};
+use crate::lease::{Body, Lease, locked};
+use crate::manifest::Manifest;
+use crate::packet::{check_document, check_namespace};
+use crate::scan::{read_record, verify_payload};
+
+/// Most entries of one page.
+const MAX_PAGE: usize = 10_000;
+
+impl Store {
+    /// The packet of this key. Counted as a hit or a miss; not a use.
+    pub fn lookup(&self, key: &PacketKey) -> Result<Option<Manifest>> {
+        let found = self.live(key)?;
+        let counter = if found.is_some() {
+            &self.hits
+        } else {
+            &self.misses
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(found)
+    }
+
+    /// The packet of this id.
+    pub fn get(&self, id: &PacketId) -> Result<Option<Manifest>> {
+        self.live_id(id)
+    }
+
+    /// Up to `limit` packets of a namespace, in the order of ids, behind `after`.
+    pub fn list(
+        &self,
+        namespace: &str,
+        after: Option<&PacketId>,
+        limit: usize,
+    ) -> Result<Vec<Manifest>> {
+        check_namespace(namespace)?;
+        let mut manifests = self.index.list(namespace, after, limit.min(MAX_PAGE))?;
+        let usage = locked(&self.usage);
+        for manifest in &mut manifests {
+            if let Some(used) = usage.used_at_ms(&manifest.id) {
+                manifest.last_used_at_ms = used;
+            }
+        }
+        Ok(manifests)
+    }
+
+    /// The document of this name; none where it was never bound or all its packets are gone.
+    pub fn document(&self, namespace: &str, name: &str) -> Result<Option<Document>> {
+        check_namespace(namespace)?;
+        check_document(name)?;
+        self.index.document(namespace, name)
+    }
+
+    /// Up to `limit` documents of a namespace, in the order of names, behind the name `after`.
+    pub fn documents(
+        &self,
+        namespace: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Document>> {
+        check_namespace(namespace)?;
+        self.index.documents(namespace, after, limit.min(MAX_PAGE))
+    }
+
+    /// The bytes of a packet, mapped into memory; counts as a use.
+    ///
+    /// The first read after a start verifies record and payload against their BLAKE3. Where they don't match the
+    /// packet is quarantined: this returns [`Error::Damaged`], and its key is a miss from now on.
+    pub fn read(&self, id: &PacketId) -> Result<Body> {
+        let body = self.read_quietly(id)?;
+        locked(&self.usage).touch(id, now_ms());
+        Ok(body)
+    }
+
+    /// Notes a use of a packet without reading it; false where there is none.
+    pub fn touch(&self, id: &PacketId) -> bool {
+        locked(&self.usage).touch(id, now_ms())
+    }
+
+    /// Reads without counting as a use.
+    pub(crate) fn read_quietly(&self, id: &PacketId) -> Result<Body> {
+        let (manifest, lease) = self.lease(id)?.ok_or(Error::NotFound { id: *id })?;
+        match self.map(&manifest, &lease) {
+            Ok(body) => Ok(body),
+            Err(error) => {
+                if let Error::Damaged { what, .. } = &error {
+                    tracing::error!(%id, what, "a packet is damaged; it is quarantined");
+                    // Where the quarantine can't be written, the next read finds the damage again.
+                    if let Err(second) = self.quarantine(*id, manifest.header.key) {
+                        tracing::error!(%id, %second, "the quarantine could not be written");
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn map(&self, manifest: &Manifest, lease: &Arc<Lease>) -> Result<Body> {
+        let map = lease.map(|| {
+            let place = &manifest.location;
+            let damaged = |what| Error::Damaged {
+                id: manifest.id,
+                what,
+            };
+            let file = self
+                .extents
+                .get(place.extent)
+                .ok_or(damaged("its extent is missing"))?;
+            if !self.leases.is_verified(place) {
+                self.verify_record(manifest)?;
+                self.leases.set_verified(*place);
+            }
+            file.map(place.payload, place.payload_len)
+        })?;
+        Ok(Body::new(map, Arc::clone(lease), manifest))
+    }
+
+    /// Keeps a packet from being reclaimed while it is looked at.
+    pub(crate) fn lease(&self, id: &PacketId) -> Result<Option<(Manifest, Arc<Lease>)>> {
+        self.leases.take(|| self.index.manifest(id))
+    }
+
+    /// Up to `limit` ids of live packets of all namespaces behind `after`, in order.
+    pub(crate) fn page_of_all(
+        &self,
+        after: Option<&PacketId>,
+        limit: usize,
+    ) -> Result<Vec<PacketId>> {
+        self.index.ids(after, limit)
+    }
+
+    /// All extents, each with the end of what was written to it.
+    pub(crate) fn written(&self) -> Vec<(Arc<ExtentFile>, u64)> {
+        let active = locked(&self.writer).tail.active.clone();
+        let mut files = Vec::new();
+        for file in self.extents.all() {
+            match &active {
+                Some((current, end)) if current.number() == file.number() => {
+                    files.push((file, *end))
+                }
+                _ => {
+                    if let Ok(end) = file.len() {
+                        files.push((file, end));
+                    }
+                }
+            }
+        }
+        files
+    }
+
+    /// Compares a packet on disk with its manifest and its digests.
+    pub(crate) fn verify_record(&self, manifest: &Manifest) -> Result<()> {
+        let place = &manifest.location;
+        let damaged = |what| Error::Damaged {
+            id: manifest.id,
+            what,
+        };
+        let file = self
+            .extents
+            .get(place.extent)
+            .ok_or(damaged("its extent is missing"))?;
+        let found = read_record(&file, file.len()?, place.offset)?.map_err(damaged)?;
+        let stored = found
+            .manifest()
+            .ok_or(damaged("another record is in its place"))?;
+        let expected = Manifest {
+            pinned: false,
+            last_used_at_ms: 0,
+            ..manifest.clone()
+        };
+        if stored != expected {
+            return Err(damaged("the index and the record differ"));
+        }
+        if !verify_payload(&file, place, &stored.payload_digest)? {
+            return Err(damaged("its bytes do not match their digest"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,325 @@
+//! Putting packets, binding documents, pinning.
+//!
+//! Owns the way of a put; evicting and deleting are in `remove`. Invariants: a batch of events is durable before the
+//! index hears of it, and in the index before the call returns; a put that is refused changes nothing but, at most,
+//! what was evicted for it.
+
+use std::sync::atomic::Ordering;
+
+use super::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS, Store, Writer, now_ms};
+use crate::document::Document;
+use crate::error::{Error, Result};
+use crate::extent::{Payload, Pending, Placed, record_len};
+use crate::file::free_bytes;
+use crate::id::{KeyFields, PacketId, PacketKey, token_bytes};
+use crate::lease::locked;
+use crate::manifest::Manifest;
+use crate::packet::{PacketHeader, check_document, check_namespace};
+use crate::record::{
+    self, Event, Gone, MAX_DOCUMENT_PACKETS, MAX_PAYLOAD, body_offset, payload_hasher,
+};
+
+/// What a put came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Put {
+    /// The packet's id.
+    pub id: PacketId,
+    /// False: a packet of this key was there already, and its id is the one above.
+    pub created: bool,
+}
+
+impl Store {
+    /// Stores a packet; durable when this returns. `body` is written piece by piece, as one.
+    ///
+    /// Where a packet of the same key is live already nothing is written for it. Where the header names a document,
+    /// the document is bound to the packet, as [`Store::bind`] does.
+    ///
+    /// The header's key must be the one that its fields and `token_ids` derive to.
+    pub fn put(&self, header: &PacketHeader, token_ids: &[u32], body: &[&[u8]]) -> Result<Put> {
+        check_put(header, token_ids, body)?;
+        if let Some(manifest) = self.live(&header.key)? {
+            return self.put_again(header, &manifest);
+        }
+        let tokens = token_bytes(token_ids);
+        let count = u32::try_from(token_ids.len())
+            .map_err(|_| Error::invalid("token_ids", "must be fewer than 2^32"))?;
+        let padding = vec![0; usize::try_from(body_offset(count)).unwrap_or(0) - tokens.len()];
+        let mut pieces: Vec<&[u8]> = vec![&tokens, &padding];
+        pieces.extend_from_slice(body);
+        let mut hasher = payload_hasher();
+        for piece in &pieces {
+            hasher.update(piece);
+        }
+        let digest = *hasher.finalize().as_bytes();
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let id = PacketId::derive(&header.identity(), &digest);
+        let packet = Pending {
+            event: Event::Packet {
+                id,
+                header: Box::new(header.clone()),
+                token_ids: count,
+                body_len: length - body_offset(count),
+            },
+            payload: Payload {
+                pieces: &pieces,
+                length,
+                digest,
+            },
+        };
+        let mut writer = locked(&self.writer);
+        // Another thread may have put it meanwhile.
+        if let Some(manifest) = self.live(&header.key)? {
+            drop(writer);
+            return self.put_again(header, &manifest);
+        }
+        self.make_room(&mut writer, &packet)?;
+        let mut batch = vec![packet];
+        if !header.document.is_empty() {
+            batch.extend(self.binding(&header.namespace, &header.document, &header.source, id)?);
+        }
+        self.commit(&mut writer, &batch)?;
+        drop(writer);
+        self.reclaim();
+        Ok(Put { id, created: true })
+    }
+
+    fn put_again(&self, header: &PacketHeader, manifest: &Manifest) -> Result<Put> {
+        if !header.document.is_empty() {
+            self.bind(
+                &header.namespace,
+                &header.document,
+                &header.source,
+                &manifest.id,
+            )?;
+        }
+        self.touch(&manifest.id);
+        Ok(Put {
+            id: manifest.id,
+            created: false,
+        })
+    }
+
+    /// Says that a packet stands for a document; durable when this returns. With the source that the document has
+    /// already, the packet joins its others (of other weights revisions, say). With another source it takes their
+    /// place, and those that no other document needs and nobody pinned are deleted.
+    pub fn bind(
+        &self,
+        namespace: &str,
+        document: &str,
+        source: &[u8; 32],
+        id: &PacketId,
+    ) -> Result<()> {
+        check_namespace(namespace)?;
+        check_document(document)?;
+        let mut writer = locked(&self.writer);
+        let manifest = self
+            .index
+            .manifest(id)?
+            .ok_or(Error::NotFound { id: *id })?;
+        if manifest.header.namespace != namespace {
+            return Err(Error::invalid("namespace", "must be the packet's own"));
+        }
+        let batch = self.binding(namespace, document, source, *id)?;
+        if !batch.is_empty() {
+            self.commit(&mut writer, &batch)?;
+        }
+        drop(writer);
+        self.reclaim();
+        Ok(())
+    }
+
+    /// Spares a packet from eviction; durable when this returns.
+    pub fn pin(&self, id: &PacketId) -> Result<Manifest> {
+        self.set_pin(id, true)
+    }
+
+    /// Takes a pin back; durable when this returns.
+    pub fn unpin(&self, id: &PacketId) -> Result<Manifest> {
+        self.set_pin(id, false)
+    }
+
+    fn set_pin(&self, id: &PacketId, pinned: bool) -> Result<Manifest> {
+        let mut writer = locked(&self.writer);
+        let found = self.live_id(id)?.ok_or(Error::NotFound { id: *id })?;
+        if found.pinned != pinned {
+            self.commit(
+                &mut writer,
+                &[Pending::event(Event::Pin { id: *id, pinned })],
+            )?;
+        }
+        Ok(Manifest { pinned, ..found })
+    }
+
+    /// The events that bind a document to a packet; none where it is bound already.
+    fn binding(
+        &self,
+        namespace: &str,
+        name: &str,
+        source: &[u8; 32],
+        id: PacketId,
+    ) -> Result<Vec<Pending<'static>>> {
+        let old = self.index.document(namespace, name)?;
+        let mut ids = Vec::new();
+        let mut replaced = Vec::new();
+        match old {
+            Some(old) if old.source == *source && old.ids.contains(&id) => return Ok(Vec::new()),
+            Some(old) if old.source == *source => ids = old.ids,
+            Some(old) => replaced = old.ids,
+            None => {}
+        }
+        if ids.len() >= MAX_DOCUMENT_PACKETS {
+            return Err(Error::invalid(
+                "document",
+                format!("must not have more than {MAX_DOCUMENT_PACKETS} packets"),
+            ));
+        }
+        ids.push(id);
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let orphans = self.orphans(&namespace, &name, replaced.iter().filter(|old| **old != id))?;
+        let document = Event::Document {
+            namespace,
+            name,
+            source: *source,
+            ids,
+        };
+        let mut batch = vec![Pending::event(document)];
+        for orphan in orphans.iter().filter(|orphan| !orphan.pinned) {
+            batch.push(tombstone(orphan.id, orphan.header.key, Gone::Replaced));
+        }
+        Ok(batch)
+    }
+
+    /// Those packets of a document that no other document needs.
+    pub(super) fn orphans<'a>(
+        &self,
+        namespace: &str,
+        name: &str,
+        ids: impl Iterator<Item = &'a PacketId>,
+    ) -> Result<Vec<Manifest>> {
+        let mut orphans = Vec::new();
+        for id in ids {
+            let is_this = |other: &Document| other.namespace == namespace && other.name == name;
+            if self.index.documents_of(id)?.iter().all(is_this) {
+                orphans.extend(self.index.manifest(id)?);
+            }
+        }
+        Ok(orphans)
+    }
+
+    /// Refuses what the budget does not allow; evicts where that makes room.
+    fn make_room(&self, writer: &mut Writer, packet: &Pending<'_>) -> Result<()> {
+        let needed = record_len(packet);
+        let can_punch = self.can_punch.load(Ordering::Relaxed);
+        let victims =
+            locked(&self.usage).victims(&self.limits, needed, can_punch, |id, location| {
+                Ok(self.leases.is_leased(location) || self.index.pinned(id)?)
+            })?;
+        // Before anything is evicted: a disk that others filled is not helped by emptying the cache.
+        let (free, floor) = (free_bytes(&self.directory)?, self.limits.free_floor);
+        if free.saturating_sub(needed) < floor {
+            return Err(Error::DiskFloor {
+                needed,
+                free,
+                floor,
+            });
+        }
+        self.evict(writer, &victims)
+    }
+
+    /// Appends events, then applies them to the index.
+    pub(super) fn commit(&self, writer: &mut Writer, batch: &[Pending<'_>]) -> Result<()> {
+        let placed = self.extents.append(&mut writer.tail, batch)?;
+        let bytes = batch.iter().map(record_len).sum();
+        locked(&self.usage).wrote(bytes);
+        writer.records_since_checkpoint += batch.len() as u64;
+        writer.bytes_since_checkpoint += bytes;
+        for (pending, placed) in batch.iter().zip(&placed) {
+            if let Err(error) = self.apply(pending, placed) {
+                writer.index_is_behind = true;
+                return Err(error);
+            }
+        }
+        if writer.bytes_since_checkpoint >= CHECKPOINT_BYTES {
+            self.checkpoint_if(writer, 1)
+        } else {
+            self.checkpoint_if(writer, CHECKPOINT_RECORDS)
+        }
+    }
+
+    fn apply(&self, pending: &Pending<'_>, placed: &Placed) -> Result<()> {
+        let change = match &pending.event {
+            Event::Packet {
+                id,
+                header,
+                token_ids,
+                body_len,
+            } => {
+                let manifest = Manifest {
+                    id: *id,
+                    header: (**header).clone(),
+                    location: placed.location,
+                    token_ids: *token_ids,
+                    body_len: *body_len,
+                    payload_digest: pending.payload.digest,
+                    sequence: placed.sequence,
+                    pinned: false,
+                    last_used_at_ms: now_ms(),
+                };
+                self.index.put(&manifest)?
+            }
+            event => self.index.apply(event)?,
+        };
+        let mut usage = locked(&self.usage);
+        if let Some(removed) = &change.removed {
+            usage.remove(&removed.id);
+        }
+        if let Some(added) = &change.added {
+            usage.add(added);
+        }
+        drop(usage);
+        if let Some(removed) = change.removed {
+            self.leases.bury(removed.location);
+        }
+        Ok(())
+    }
+}
+
+/// The event of a packet's end.
+pub(super) fn tombstone(id: PacketId, key: PacketKey, why: Gone) -> Pending<'static> {
+    Pending::event(Event::Tombstone {
+        id,
+        key,
+        why,
+        at_ms: now_ms(),
+    })
+}
+
+fn check_put(header: &PacketHeader, token_ids: &[u32], body: &[&[u8]]) -> Result<()> {
+    header.check()?;
+    let derived = PacketKey::derive(&KeyFields {
+        revision: &header.revision,
+        tokenizer: &header.tokenizer,
+        adapter: &header.adapter,
+        token_ids,
+        dtype: &header.dtype,
+        rope: &header.rope,
+        namespace: &header.namespace,
+    });
+    if derived != header.key {
+        return Err(Error::invalid(
+            "key",
+            "must be derived from the header's fields and the token ids",
+        ));
+    }
+    let length: u64 = body.iter().map(|piece| piece.len() as u64).sum();
+    if length == 0 {
+        return Err(Error::invalid("body", "must not be empty"));
+    }
+    if length.saturating_add(record::align(token_ids.len() as u64 * 4)) > MAX_PAYLOAD {
+        return Err(Error::invalid(
+            "body",
+            format!("must be {MAX_PAYLOAD} bytes long at most"),
+        ));
+    }
+    Ok(())
+}
