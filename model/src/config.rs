@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 mod gguf;
 mod hf;
 
+pub(crate) use hf::token_ids;
+
 /// The architectures that this crate computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {

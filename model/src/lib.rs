@@ -4,23 +4,29 @@
 //! tensors; it knows neither the store of packets nor the wire.
 
 pub mod catalogue;
+pub mod chat;
 pub mod config;
 pub mod error;
 pub mod gguf;
 mod kv;
 mod layers;
+pub mod model_files;
 mod revision;
 mod sampler;
 mod taps;
 pub mod tensor;
+pub mod tokenizer;
 mod transformer;
 pub mod weights;
 
+pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling};
 pub use error::{Error, Result};
 pub use kv::{PacketKv, PacketShape, SequenceKv};
+pub use model_files::ModelFiles;
 pub use revision::revision;
 pub use sampler::{Sampled, Sampler, SamplingParams};
 pub use taps::{Action, Mask, Overlay, Pass, Site, Tap};
+pub use tokenizer::{Encoding, TextStream, Tokenizer};
 pub use transformer::{Input, Transformer};
 pub use weights::Weights;

@@ -19,6 +19,8 @@ use crate::gguf::GgufFile;
 mod gguf;
 mod safetensors;
 
+pub(crate) use safetensors::files as safetensors_files;
+
 /// Tensors to be taken one by one.
 pub struct Weights {
     source: Source,
