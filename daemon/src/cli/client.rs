@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use addenda_proto::addenda::v1 as wire;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::health_client::HealthClient;
 
 use super::error::{Error, Result};
 
@@ -59,6 +60,10 @@ impl Client {
     pub(crate) fn jobs(&self) -> wire::jobs_client::JobsClient<Channel> {
         wire::jobs_client::JobsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub(crate) fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel.clone())
     }
 
     pub(crate) fn admin(&self) -> wire::admin_client::AdminClient<Channel> {

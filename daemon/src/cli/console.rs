@@ -105,6 +105,22 @@ impl Console {
         bar
     }
 
+    /// A bar over bytes that come in.
+    pub(crate) fn download(&self, what: &str) -> ProgressBar {
+        let bar = self.hidden_or_live(0);
+        let template = "{msg:40} {wide_bar:.cyan/dim} {binary_bytes}/{binary_total_bytes} {eta:>4}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        bar.set_message(what.to_owned());
+        bar
+    }
+
+    /// Whether progress is drawn.
+    pub(crate) fn live(&self) -> bool {
+        self.live
+    }
+
     /// A spinner for work of unknown length.
     pub(crate) fn spinner(&self, what: &str) -> ProgressBar {
         let bar = self.hidden_or_live(0);

@@ -32,6 +32,9 @@ pub enum Error {
         /// The message that did not come.
         what: &'static str,
     },
+    /// A model could not be found or fetched.
+    #[error(transparent)]
+    Model(#[from] addenda_model::Error),
     /// A file or directory of the user's.
     #[error("cannot read {path}: {source}", path = path.display())]
     File {

@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use addenda_proto::addenda::v1::{AddFactRequest, Fact, add_facts_response};
+use addenda_proto::addenda::v1::{
+    AddFactRequest, AddFactResponse, Fact, JobRecord, ListJobsRequest, add_facts_response,
+};
 use clap::Args;
 use serde::Deserialize;
 
@@ -81,12 +84,49 @@ impl AddArgs {
             }),
             request_id: self.request_id,
         };
-        let spinner = console.spinner("writing the fact and verifying it");
-        let answer = client.knowledge().add_fact(request).await;
-        spinner.finish_and_clear();
-        show::added(&answer?.into_inner(), console)?;
+        let answer = add_one(client, request, console).await?;
+        show::added(&answer, console)?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Adds one fact, showing what the daemon is doing for it.
+///
+/// # Errors
+/// The daemon's status; ABORTED when the edit failed its own checks.
+pub(crate) async fn add_one(
+    client: &Client,
+    request: AddFactRequest,
+    console: &Console,
+) -> Result<AddFactResponse> {
+    let spinner = console.spinner("writing the fact and verifying it");
+    let mut knowledge = client.knowledge();
+    let mut jobs = client.jobs();
+    let adding = knowledge.add_fact(request);
+    tokio::pin!(adding);
+    let mut tick = tokio::time::interval(GLANCE);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut adding => break answer,
+            _ = tick.tick(), if console.live() => {
+                let request = ListJobsRequest { include_ended: false };
+                // A glance that fails is no failure of the fact.
+                let running = jobs.list(request).await.map(|list| list.into_inner().jobs);
+                if let Some(job) = running.unwrap_or_default().first() {
+                    spinner.set_message(job_line(job));
+                }
+            }
+        }
+    };
+    spinner.finish_and_clear();
+    Ok(answer?.into_inner())
+}
+
+fn job_line(job: &JobRecord) -> String {
+    if job.total == 0 {
+        return job.phase.clone();
+    }
+    format!("{} {}/{} {}", job.phase, job.done, job.total, job.unit)
 }
 
 fn read_facts(file: &PathBuf) -> Result<Vec<AddFactRequest>> {

@@ -3,6 +3,9 @@
 mod add;
 mod show;
 
+pub(crate) use add::add_one;
+pub(crate) use show::figures;
+
 use std::process::ExitCode;
 
 use addenda_proto::addenda::v1::{

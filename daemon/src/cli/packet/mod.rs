@@ -4,6 +4,8 @@ mod put;
 mod show;
 mod warm;
 
+pub(crate) use warm::send as send_documents;
+
 use std::process::ExitCode;
 
 use addenda_proto::addenda::v1::{
