@@ -15,6 +15,9 @@ use crate::cli::client::Client;
 use crate::cli::console::Console;
 use crate::cli::error::{Error, Result};
 
+/// How often the daemon's jobs are looked at while a fact is being added.
+const GLANCE: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  addenda fact add --subject 'Danielle Darrieux' \\\n    \
