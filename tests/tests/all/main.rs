@@ -6,6 +6,8 @@
     reason = "a test fails by panicking"
 )]
 
+mod catalogue;
 mod sampler;
+mod setup;
 mod tiny;
 mod transformer;
