@@ -4,8 +4,8 @@
 //! live packets of the document's namespace, in the order in which they were bound.
 
 use crate::canonical::{Decoder, Encoder, Malformed};
+use crate::event::{MAX_DOCUMENT_PACKETS, decode_ids, encode_ids};
 use crate::id::PacketId;
-use crate::record::{MAX_DOCUMENT_PACKETS, decode_ids, encode_ids};
 
 const DOCUMENT_VERSION: u16 = 1;
 

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
 use crate::manifest::Location;
-use crate::record::{Event, Frame, RECORD_VERSION, align};
+use crate::record::{Frame, RECORD_VERSION, align};
 
 /// A payload that is to be written: pieces, one behind the other.
 #[derive(Debug, Clone, Copy)]

@@ -20,9 +20,9 @@ use sled::Batch;
 
 use crate::document::Document;
 use crate::error::{Error, Result};
+use crate::event::{Event, Gone};
 use crate::id::{PacketId, PacketKey};
 use crate::manifest::Manifest;
-use crate::record::{Event, Gone};
 
 mod checkpoint;
 mod read;

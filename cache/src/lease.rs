@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use memmap2::Mmap;
 
 use crate::error::Result;
+use crate::id::PacketId;
 use crate::manifest::{Location, Manifest};
 use crate::record::body_offset;
 
@@ -89,6 +90,13 @@ impl Drop for Lease {
     }
 }
 
+/// A record whose packet is gone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dead {
+    pub(crate) id: PacketId,
+    pub(crate) location: Location,
+}
+
 /// All leases of a store.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
@@ -100,7 +108,7 @@ pub(crate) struct Leases {
 struct Registry {
     held: HashMap<Location, Weak<Lease>>,
     verified: HashSet<Location>,
-    dead: Vec<Location>,
+    dead: Vec<Dead>,
     /// Entries of readers that are gone are swept when there are more than this.
     sweep_at: usize,
 }
@@ -152,24 +160,26 @@ impl Leases {
         locked(&self.registry).verified.insert(location);
     }
 
-    /// Notes a record that no packet lies in any more.
-    pub(crate) fn bury(&self, location: Location) {
+    /// Notes a record in which its packet does not live any more.
+    pub(crate) fn bury(&self, dead: &Manifest) {
         let mut registry = locked(&self.registry);
-        registry.verified.remove(&location);
-        registry.dead.push(location);
+        registry.verified.remove(&dead.location);
+        registry.dead.push(Dead {
+            id: dead.id,
+            location: dead.location,
+        });
     }
 
     /// Hands every dead record that nobody reads to `reclaim`; the others wait. No lease is taken meanwhile.
-    pub(crate) fn reclaim(&self, mut reclaim: impl FnMut(&Location)) {
+    pub(crate) fn reclaim(&self, mut reclaim: impl FnMut(&Dead)) {
         let mut registry = locked(&self.registry);
         let Registry { held, dead, .. } = &mut *registry;
-        dead.retain(|location| {
-            let read = held
-                .get(location)
-                .is_some_and(|lease| lease.strong_count() > 0);
+        dead.retain(|dead| {
+            let lease = held.get(&dead.location);
+            let read = lease.is_some_and(|lease| lease.strong_count() > 0);
             if !read {
-                held.remove(location);
-                reclaim(location);
+                held.remove(&dead.location);
+                reclaim(dead);
             }
             read
         });

@@ -165,7 +165,11 @@ pub(crate) fn check_document(name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        reason = "a panic fails the test, which is what tests are for"
+    )]
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
     use super::PacketHeader;

@@ -1,4 +1,4 @@
-//! The record: the unit in which an extent grows, and the events that records carry.
+//! The record: the unit in which an extent grows.
 //!
 //! ```text
 //! offset  bytes
@@ -17,12 +17,10 @@
 //! The key of the last digest comes from a random salt in the extent's header, so bytes inside a body can never
 //! pass for a record, whoever chose them; the offset in it keeps a record from being valid in another place.
 //!
-//! Owns the frame's layout, the events and their encoding. Never touches a file. Invariant: the 128 bytes above
+//! Owns the frame's layout. Never touches a file, and what the meta says is an event's matter. Invariant: the 128 bytes above
 //! stay as they are in all versions, so that a reader can tell a newer record from a damaged one.
 
-use crate::canonical::{Decoder, Encoder, Malformed};
-use crate::id::{PacketId, PacketKey};
-use crate::packet::{MAX_DOCUMENT, MAX_NAMESPACE, PacketHeader};
+use crate::id::PacketId;
 
 /// Records, payloads and bodies begin at multiples of this, so that a mapped body serves as a tensor.
 pub(crate) const ALIGN: u64 = 64;
@@ -34,176 +32,11 @@ pub(crate) const RECORD_VERSION: u16 = 1;
 pub(crate) const MAX_META: usize = 1 << 20;
 /// Longest payload, bytes.
 pub(crate) const MAX_PAYLOAD: u64 = 1 << 38;
-/// Most packets that one document can have.
-pub(crate) const MAX_DOCUMENT_PACKETS: usize = 16_384;
-
 pub(crate) const MAGIC: &[u8; 8] = b"ADDRECRD";
 
 /// Rounds up to the next multiple of [`ALIGN`].
 pub(crate) const fn align(length: u64) -> u64 {
     length.saturating_add(ALIGN - 1) & !(ALIGN - 1)
-}
-
-/// Why a packet is there no more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Gone {
-    /// Someone deleted it.
-    Deleted,
-    /// Its document was put with another text.
-    Replaced,
-    /// It made room for others.
-    Evicted,
-    /// It was damaged on disk.
-    Quarantined,
-}
-
-impl Gone {
-    pub(crate) const fn code(self) -> u16 {
-        match self {
-            Self::Deleted => 1,
-            Self::Replaced => 2,
-            Self::Evicted => 3,
-            Self::Quarantined => 4,
-        }
-    }
-
-    pub(crate) const fn from_code(code: u16) -> Option<Self> {
-        match code {
-            1 => Some(Self::Deleted),
-            2 => Some(Self::Replaced),
-            3 => Some(Self::Evicted),
-            4 => Some(Self::Quarantined),
-            _ => None,
-        }
-    }
-}
-
-/// Something that happened to the store. The state of the store is the fold of its events in order, and each
-/// event sets what it touches whatever was there before, so that replaying some of them twice changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// A packet was put.
-    Packet {
-        id: PacketId,
-        header: Box<PacketHeader>,
-        token_ids: u32,
-        body_len: u64,
-    },
-    /// A packet went.
-    Tombstone {
-        id: PacketId,
-        key: PacketKey,
-        why: Gone,
-        at_ms: u64,
-    },
-    /// A document is now exactly these packets; none: it is forgotten.
-    Document {
-        namespace: String,
-        name: String,
-        source: [u8; 32],
-        ids: Vec<PacketId>,
-    },
-    /// A packet was pinned or unpinned.
-    Pin { id: PacketId, pinned: bool },
-}
-
-impl Event {
-    pub(crate) const fn kind(&self) -> u16 {
-        match self {
-            Self::Packet { .. } => 1,
-            Self::Tombstone { .. } => 2,
-            Self::Document { .. } => 3,
-            Self::Pin { .. } => 4,
-        }
-    }
-
-    /// The packet that the event is about, zeros for a document.
-    pub(crate) const fn id(&self) -> PacketId {
-        match self {
-            Self::Packet { id, .. } | Self::Tombstone { id, .. } | Self::Pin { id, .. } => *id,
-            Self::Document { .. } => PacketId::from_bytes([0; 32]),
-        }
-    }
-
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let encoder = Encoder::new();
-        match self {
-            Self::Packet {
-                header,
-                token_ids,
-                body_len,
-                ..
-            } => encoder
-                .bytes(&header.encode())
-                .u32(*token_ids)
-                .u64(*body_len),
-            Self::Tombstone {
-                key, why, at_ms, ..
-            } => encoder.bytes(key.as_bytes()).u16(why.code()).u64(*at_ms),
-            Self::Document {
-                namespace,
-                name,
-                source,
-                ids,
-            } => encoder
-                .text(namespace)
-                .text(name)
-                .bytes(source)
-                .bytes(&encode_ids(ids)),
-            Self::Pin { pinned, .. } => encoder.u16(u16::from(*pinned)),
-        }
-        .finish()
-    }
-
-    pub(crate) fn decode(kind: u16, id: PacketId, meta: &[u8]) -> Result<Self, Malformed> {
-        let mut decoder = Decoder::new(meta);
-        let event = match kind {
-            1 => Self::Packet {
-                id,
-                header: Box::new(PacketHeader::decode(decoder.bytes("header", MAX_META)?)?),
-                token_ids: decoder.u32("token ids")?,
-                body_len: decoder.u64("body length")?,
-            },
-            2 => Self::Tombstone {
-                id,
-                key: PacketKey::from_bytes(decoder.array("key")?),
-                why: Gone::from_code(decoder.u16("reason")?).ok_or(Malformed("reason"))?,
-                at_ms: decoder.u64("time")?,
-            },
-            3 => Self::Document {
-                namespace: decoder.text("namespace", MAX_NAMESPACE)?.to_owned(),
-                name: decoder.text("name", MAX_DOCUMENT)?.to_owned(),
-                source: decoder.array("source")?,
-                ids: decode_ids(decoder.bytes("ids", MAX_DOCUMENT_PACKETS * 32)?)?,
-            },
-            4 => Self::Pin {
-                id,
-                pinned: match decoder.u16("pinned")? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(Malformed("pinned")),
-                },
-            },
-            _ => return Err(Malformed("kind")),
-        };
-        decoder.finish()?;
-        Ok(event)
-    }
-}
-
-/// Ids one after the other.
-pub(crate) fn encode_ids(ids: &[PacketId]) -> Vec<u8> {
-    ids.iter().flat_map(|id| *id.as_bytes()).collect()
-}
-
-pub(crate) fn decode_ids(bytes: &[u8]) -> Result<Vec<PacketId>, Malformed> {
-    let (ids, rest) = bytes.as_chunks::<32>();
-    if rest.is_empty() {
-        Ok(ids.iter().copied().map(PacketId::from_bytes).collect())
-    } else {
-        Err(Malformed("ids"))
-    }
 }
 
 /// Offset of the body in a packet's payload: behind the token ids, aligned.
@@ -292,4 +125,48 @@ fn frame_digest(key: &[u8; 32], offset: u64, fields: &[u8], meta: &[u8]) -> [u8;
 /// Hashes a payload as it is stored, piece by piece.
 pub(crate) fn payload_hasher() -> blake3::Hasher {
     blake3::Hasher::new_derive_key("addenda 2025 extent payload")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+    use proptest::prelude::{any, prop_assert, proptest};
+
+    use super::{FRAME, Frame, MAGIC};
+    use crate::event::Event;
+    use crate::id::PacketId;
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_pass_for_a_frame(mut bytes in any::<[u8; FRAME]>(), key in any::<[u8; 32]>()) {
+            bytes[..8].copy_from_slice(MAGIC);
+            if Frame::parse(&bytes).is_some() {
+                prop_assert!(!Frame::verify(&key, 0, &bytes, &[]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_is_valid_only_at_its_place_and_in_its_extent() {
+        let meta = Event::Pin {
+            id: PacketId::from_bytes([1; 32]),
+            pinned: true,
+        }
+        .encode();
+        let frame = Frame {
+            version: 1,
+            kind: 4,
+            meta_len: u32::try_from(meta.len()).unwrap(),
+            payload_len: 0,
+            sequence: 9,
+            id: PacketId::from_bytes([1; 32]),
+            payload_digest: [0; 32],
+        };
+        let sealed = frame.seal(&[5; 32], 8192, &meta);
+        let head = sealed.first_chunk::<FRAME>().unwrap();
+        assert_eq!(Frame::parse(head), Some(frame));
+        assert!(Frame::verify(&[5; 32], 8192, head, &meta));
+        assert!(!Frame::verify(&[5; 32], 8256, head, &meta));
+        assert!(!Frame::verify(&[6; 32], 8192, head, &meta));
+    }
 }

@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use crate::budget::Usage;
 use crate::error::{Error, Result};
+use crate::event::{Event, Gone};
 use crate::extent::{Extents, Opened, Tail};
 use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
 use crate::id::{PacketId, PacketKey};
 use crate::index::{Change, Checkpoint, Index};
 use crate::lease::Leases;
+use crate::lock::wait_until_free;
 use crate::manifest::Location;
-use crate::record::{Event, Gone};
 use crate::scan::{Found, Scanner, Step, verify_payload};
 use crate::store::StoreOptions;
 
@@ -142,6 +143,7 @@ fn open_index(
     let reason = if let Some(reason) = anew {
         reason
     } else if path.exists() {
+        wait_until_free(&path.join("db"))?;
         match Index::open(path, cache_bytes).and_then(|index| {
             let checkpoint = index.checkpoint()?;
             Ok((index, checkpoint))
@@ -255,6 +257,9 @@ impl Replay<'_> {
                 self.tail.active = Some((Arc::clone(file), end));
             }
         }
+        // What was cut or skipped is done too.
+        self.state.bytes_done = self.state.bytes_total;
+        (self.progress)(&self.state);
         self.report.records = self.state.records;
         self.report.damaged = self.suspects.keys().copied().collect();
         Ok(())
@@ -332,7 +337,7 @@ impl Replay<'_> {
             ..
         } = change
         {
-            self.leases.bury(removed.location);
+            self.leases.bury(&removed);
         }
         Ok(true)
     }

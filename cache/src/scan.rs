@@ -5,10 +5,11 @@
 //! its payload is verified by [`verify_payload`] only.
 
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::file::ExtentFile;
 use crate::id::PacketId;
 use crate::manifest::{Location, Manifest};
-use crate::record::{self, Event, FRAME, Frame, RECORD_VERSION, align};
+use crate::record::{self, FRAME, Frame, RECORD_VERSION, align};
 
 /// Read at once where a record begins; nearly all frames and metas fit.
 const FIRST_READ: usize = 4096;
@@ -259,3 +260,6 @@ pub(crate) fn verify_payload(
     file.read_at(&mut padding, end)?;
     Ok(hasher.finalize().as_bytes() == digest && padding.iter().all(|&byte| byte == 0))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,13 +12,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::budget::{Limits, Usage};
 use crate::error::{Error, Result};
+use crate::event::Gone;
 use crate::extent::{Extents, Tail};
 use crate::id::{PacketId, PacketKey};
 use crate::index::{Checkpoint, Index};
 use crate::lease::{Leases, locked};
 use crate::lock::DirectoryLock;
 use crate::manifest::Manifest;
-use crate::record::Gone;
 use crate::recover::{RecoverProgress, Recovered, Recovery, recover};
 
 mod read;

@@ -102,7 +102,10 @@ impl Store {
         state.packets += 1;
         state.bytes += manifest.bytes();
         match self.verify_record(&manifest) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.mark_verified(&manifest);
+                Ok(())
+            }
             Err(Error::Damaged { what, .. }) => {
                 tracing::error!(%id, what, "a packet is damaged; it is quarantined");
                 self.quarantine(*id, manifest.header.key)?;
@@ -122,7 +125,7 @@ impl Store {
     /// Bytes of extents, up to where the writer is, that are no record.
     fn damaged_bytes(&self) -> Result<u64> {
         let mut bytes = 0u64;
-        for (file, end) in self.written() {
+        for (file, end) in self.written()? {
             let mut scanner = Scanner::up_to(&file, FIRST_RECORD, end);
             loop {
                 match scanner.step()? {

@@ -8,9 +8,9 @@ use std::ops::Bound;
 use super::{Index, key, namespace_key};
 use crate::document::Document;
 use crate::error::{Error, Result};
+use crate::event::Gone;
 use crate::id::{PacketId, PacketKey};
 use crate::manifest::Manifest;
-use crate::record::Gone;
 
 impl Index {
     /// The manifest of a live packet, with its pin and its last noted use.

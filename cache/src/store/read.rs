@@ -119,7 +119,7 @@ impl Store {
                 .ok_or(damaged("its extent is missing"))?;
             if !self.leases.is_verified(place) {
                 self.verify_record(manifest)?;
-                self.leases.set_verified(*place);
+                self.mark_verified(manifest);
             }
             file.map(place.payload, place.payload_len)
         })?;
@@ -141,22 +141,24 @@ impl Store {
     }
 
     /// All extents, each with the end of what was written to it.
-    pub(crate) fn written(&self) -> Vec<(Arc<ExtentFile>, u64)> {
-        let active = locked(&self.writer).tail.active.clone();
-        let mut files = Vec::new();
-        for file in self.extents.all() {
-            match &active {
-                Some((current, end)) if current.number() == file.number() => {
-                    files.push((file, *end))
-                }
-                _ => {
-                    if let Ok(end) = file.len() {
-                        files.push((file, end));
-                    }
-                }
-            }
-        }
+    pub(crate) fn written(&self) -> Result<Vec<(Arc<ExtentFile>, u64)>> {
+        // With the writer's lock, so that no half-written record is counted in.
+        let writer = locked(&self.writer);
+        let active = writer.tail.active.as_ref();
+        let end_of = |file: &ExtentFile| {
+            active
+                .filter(|(current, _)| current.number() == file.number())
+                .map_or_else(|| file.len(), |(_, end)| Ok(*end))
+        };
+        let files = self.extents.all().into_iter();
         files
+            .map(|file| Ok((Arc::clone(&file), end_of(&file)?)))
+            .collect()
+    }
+
+    /// Spares a packet the verification at its next read.
+    pub(crate) fn mark_verified(&self, manifest: &Manifest) {
+        self.leases.set_verified(manifest.location);
     }
 
     /// Compares a packet on disk with its manifest and its digests.

@@ -9,12 +9,12 @@ use super::write::tombstone;
 use super::{Store, Writer};
 use crate::budget::reclaimable;
 use crate::error::Result;
+use crate::event::{Event, Gone};
 use crate::extent::Pending;
 use crate::id::{PacketId, PacketKey};
-use crate::lease::locked;
-use crate::manifest::Location;
+use crate::lease::{Dead, locked};
 use crate::packet::{check_document, check_namespace};
-use crate::record::{Event, Gone};
+use crate::scan::read_record;
 
 /// What a deletion removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,18 +100,31 @@ impl Store {
     pub(super) fn reclaim(&self) {
         let mut freed = 0u64;
         self.leases
-            .reclaim(|location| freed = freed.saturating_add(self.punch(location)));
+            .reclaim(|dead| freed = freed.saturating_add(self.punch(dead)));
         locked(&self.usage).gave_back(freed);
     }
 
-    fn punch(&self, location: &Location) -> u64 {
-        let (offset, length) = reclaimable(location);
+    fn punch(&self, dead: &Dead) -> u64 {
+        let (offset, length) = reclaimable(&dead.location);
         if length == 0 || !self.can_punch.load(Ordering::Relaxed) {
             return 0;
         }
-        let Some(file) = self.extents.get(location.extent) else {
+        let Some(file) = self.extents.get(dead.location.extent) else {
             return 0;
         };
+        // The place came from the index. Only the record itself can say that it is this packet's, and a hole in
+        // another's would be a loss.
+        let is_its_own = file
+            .len()
+            .and_then(|len| read_record(&file, len, dead.location.offset))
+            .is_ok_and(|found| {
+                found.is_ok_and(|found| {
+                    found.event.id() == dead.id && found.location == dead.location
+                })
+            });
+        if !is_its_own {
+            return 0;
+        }
         match file.punch(offset, length) {
             Ok(true) => length,
             Ok(false) => {

@@ -9,15 +9,14 @@ use std::sync::atomic::Ordering;
 use super::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS, Store, Writer, now_ms};
 use crate::document::Document;
 use crate::error::{Error, Result};
+use crate::event::{Event, Gone, MAX_DOCUMENT_PACKETS};
 use crate::extent::{Payload, Pending, Placed, record_len};
 use crate::file::free_bytes;
 use crate::id::{KeyFields, PacketId, PacketKey, token_bytes};
 use crate::lease::locked;
 use crate::manifest::Manifest;
 use crate::packet::{PacketHeader, check_document, check_namespace};
-use crate::record::{
-    self, Event, Gone, MAX_DOCUMENT_PACKETS, MAX_PAYLOAD, body_offset, payload_hasher,
-};
+use crate::record::{self, MAX_PAYLOAD, body_offset, payload_hasher};
 
 /// What a put came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -278,7 +277,7 @@ impl Store {
         }
         drop(usage);
         if let Some(removed) = change.removed {
-            self.leases.bury(removed.location);
+            self.leases.bury(&removed);
         }
         Ok(())
     }

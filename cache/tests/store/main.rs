@@ -1,9 +1,17 @@
 //! What the packet store promises, tested through its public face.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a panic fails the test, which is what tests are for"
 )]
 
 mod basics;
+mod budget;
+mod crash;
+mod damage;
+mod figures;
+mod formats;
+mod model;
+mod rebuild;
 mod sample;

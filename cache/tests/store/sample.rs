@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tempfile::TempDir;
+
 use addenda_cache::{KeyFields, PacketHeader, PacketId, PacketKey, Store, StoreOptions};
 
 /// Options for a test: a small extent size where rolling over matters, no floor.
@@ -15,6 +17,22 @@ pub(crate) fn options() -> StoreOptions {
 
 pub(crate) fn open(directory: &Path) -> Store {
     Store::open(directory, options()).unwrap()
+}
+
+/// The directory as it is on disk at this moment: what a crash would leave.
+pub(crate) fn copy(directory: &Path) -> TempDir {
+    let image = tempfile::tempdir().unwrap();
+    for inner in ["extents", "index"] {
+        let target = image.path().join(inner);
+        std::fs::create_dir(&target).unwrap();
+        for entry in std::fs::read_dir(directory.join(inner)).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    image
 }
 
 /// A packet that can be put: its number decides everything about it.
