@@ -160,15 +160,12 @@ impl Fetcher {
         {
             return Err(only);
         }
+        let reasons: Vec<String> = reasons.into_iter().map(reason).collect();
         Err(Error::Fetch {
             what: entry.name.clone(),
             reason: format!(
                 "{}. To do without a network, put the file with SHA-256 {} at {}",
-                reasons
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("; "),
+                reasons.join("; and "),
                 entry.sha256,
                 destination.display(),
             ),
@@ -201,6 +198,14 @@ impl Fetcher {
             } => Repository::single_file(repository, revision, file)?
                 .fetch_file(self, file, dir, progress),
         }
+    }
+}
+
+/// Why a source failed, without the name of what it was to bring.
+fn reason(fault: Error) -> String {
+    match fault {
+        Error::Fetch { reason, .. } => reason,
+        other => other.to_string(),
     }
 }
 

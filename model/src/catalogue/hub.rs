@@ -294,7 +294,12 @@ impl Repository {
             fault,
             ApiError::RequestError(_) | ApiError::TooManyRetries(_)
         ) {
-            format!("the hub can't be reached: check the network and the proxy settings ({text})")
+            // Its last words are the cause; before them stand addresses.
+            let cause = text.rsplit(": ").next().unwrap_or_default();
+            format!(
+                "the Hugging Face hub can't be reached: check the network and the proxy settings \
+                 ({cause})"
+            )
         } else {
             format!("the transfer from the hub failed; run the same command again ({text})")
         })

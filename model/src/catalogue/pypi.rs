@@ -228,7 +228,8 @@ impl Packages<'_> {
                 .to_owned()
         } else if says(&["no matching distribution"]) {
             format!(
-                "the package index that pip uses does not have {requirement}: use another mirror"
+                "Python's package index does not have {requirement}, or can't be reached: check the \
+                 network, or use another mirror"
             )
         } else {
             let last = complaint.trim().lines().last().unwrap_or("no reason given");
