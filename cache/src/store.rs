@@ -14,17 +14,16 @@ use crate::budget::{Limits, Usage};
 use crate::error::{Error, Result};
 use crate::event::Gone;
 use crate::extent::{Extents, Tail};
-use crate::id::{PacketId, PacketKey};
 use crate::index::{Checkpoint, Index};
 use crate::lease::{Leases, locked};
 use crate::lock::DirectoryLock;
-use crate::manifest::Manifest;
 use crate::recover::{RecoverProgress, Recovered, Recovery, recover};
 
 mod read;
 mod remove;
 mod write;
 
+pub use read::Miss;
 pub use remove::Removed;
 pub use write::Put;
 
@@ -277,47 +276,4 @@ fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Why a look-up found nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Miss {
-    /// No packet ever had this key, or it is forgotten.
-    NeverStored,
-    /// There was one.
-    Gone(Gone),
-}
-
-impl Store {
-    /// Why this key is a miss; none where it is a hit.
-    pub fn why_missing(&self, key: &PacketKey) -> Result<Option<Miss>> {
-        if self.live(key)?.is_some() {
-            return Ok(None);
-        }
-        Ok(Some(
-            self.index.grave(key)?.map_or(Miss::NeverStored, Miss::Gone),
-        ))
-    }
-
-    /// The live packet of a key.
-    fn live(&self, key: &PacketKey) -> Result<Option<Manifest>> {
-        let Some(id) = self.index.id_of(key)? else {
-            return Ok(None);
-        };
-        // The key in the manifest is checked too: an index that leads astray is a miss, not a wrong answer.
-        Ok(self
-            .live_id(&id)?
-            .filter(|manifest| manifest.header.key == *key))
-    }
-
-    fn live_id(&self, id: &PacketId) -> Result<Option<Manifest>> {
-        let Some(mut manifest) = self.index.manifest(id)? else {
-            return Ok(None);
-        };
-        if let Some(used) = locked(&self.usage).used_at_ms(id) {
-            manifest.last_used_at_ms = used;
-        }
-        Ok(Some(manifest))
-    }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::{Store, now_ms};
 use crate::document::Document;
 use crate::error::{Error, Result};
+use crate::event::Gone;
 use crate::file::ExtentFile;
 use crate::id::{PacketId, PacketKey};
 use crate::lease::{Body, Lease, locked};
@@ -18,6 +19,16 @@ use crate::scan::{read_record, verify_payload};
 
 /// Most entries of one page.
 const MAX_PAGE: usize = 10_000;
+
+/// Why a look-up found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Miss {
+    /// No packet ever had this key, or it is forgotten.
+    NeverStored,
+    /// There was one.
+    Gone(Gone),
+}
 
 impl Store {
     /// The packet of this key. Counted as a hit or a miss; not a use.
@@ -188,5 +199,36 @@ impl Store {
             return Err(damaged("its bytes do not match their digest"));
         }
         Ok(())
+    }
+
+    /// Why this key is a miss; none where it is a hit.
+    pub fn why_missing(&self, key: &PacketKey) -> Result<Option<Miss>> {
+        if self.live(key)?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(
+            self.index.grave(key)?.map_or(Miss::NeverStored, Miss::Gone),
+        ))
+    }
+
+    /// The live packet of a key.
+    pub(super) fn live(&self, key: &PacketKey) -> Result<Option<Manifest>> {
+        let Some(id) = self.index.id_of(key)? else {
+            return Ok(None);
+        };
+        // The key in the manifest is checked too: an index that leads astray is a miss, not a wrong answer.
+        Ok(self
+            .live_id(&id)?
+            .filter(|manifest| manifest.header.key == *key))
+    }
+
+    pub(super) fn live_id(&self, id: &PacketId) -> Result<Option<Manifest>> {
+        let Some(mut manifest) = self.index.manifest(id)? else {
+            return Ok(None);
+        };
+        if let Some(used) = locked(&self.usage).used_at_ms(id) {
+            manifest.last_used_at_ms = used;
+        }
+        Ok(Some(manifest))
     }
 }

@@ -37,7 +37,11 @@ impl Store {
     pub fn put(&self, header: &PacketHeader, token_ids: &[u32], body: &[&[u8]]) -> Result<Put> {
         check_put(header, token_ids, body)?;
         if let Some(manifest) = self.live(&header.key)? {
-            return self.put_again(header, &manifest);
+            match self.put_again(&mut locked(&self.writer), header, &manifest.id) {
+                // It went just now: it is put anew.
+                Err(Error::NotFound { .. }) => {}
+                other => return other,
+            }
         }
         let tokens = token_bytes(token_ids);
         let count = u32::try_from(token_ids.len())
@@ -68,8 +72,7 @@ impl Store {
         let mut writer = locked(&self.writer);
         // Another thread may have put it meanwhile.
         if let Some(manifest) = self.live(&header.key)? {
-            drop(writer);
-            return self.put_again(header, &manifest);
+            return self.put_again(&mut writer, header, &manifest.id);
         }
         self.make_room(&mut writer, &packet)?;
         let mut batch = vec![packet];
@@ -82,18 +85,19 @@ impl Store {
         Ok(Put { id, created: true })
     }
 
-    fn put_again(&self, header: &PacketHeader, manifest: &Manifest) -> Result<Put> {
+    fn put_again(&self, writer: &mut Writer, header: &PacketHeader, id: &PacketId) -> Result<Put> {
         if !header.document.is_empty() {
-            self.bind(
+            self.bind_as(
+                writer,
                 &header.namespace,
                 &header.document,
                 &header.source,
-                &manifest.id,
+                id,
             )?;
         }
-        self.touch(&manifest.id);
+        self.touch(id);
         Ok(Put {
-            id: manifest.id,
+            id: *id,
             created: false,
         })
     }
@@ -110,7 +114,17 @@ impl Store {
     ) -> Result<()> {
         check_namespace(namespace)?;
         check_document(document)?;
-        let mut writer = locked(&self.writer);
+        self.bind_as(&mut locked(&self.writer), namespace, document, source, id)
+    }
+
+    fn bind_as(
+        &self,
+        writer: &mut Writer,
+        namespace: &str,
+        document: &str,
+        source: &[u8; 32],
+        id: &PacketId,
+    ) -> Result<()> {
         let manifest = self
             .index
             .manifest(id)?
@@ -120,10 +134,9 @@ impl Store {
         }
         let batch = self.binding(namespace, document, source, *id)?;
         if !batch.is_empty() {
-            self.commit(&mut writer, &batch)?;
+            self.commit(writer, &batch)?;
+            self.reclaim();
         }
-        drop(writer);
-        self.reclaim();
         Ok(())
     }
 
@@ -274,6 +287,7 @@ impl Store {
         }
         if let Some(added) = &change.added {
             usage.add(added);
+            usage.touch(&added.id, added.last_used_at_ms);
         }
         drop(usage);
         if let Some(removed) = change.removed {
