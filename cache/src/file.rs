@@ -202,9 +202,9 @@ impl ExtentFile {
             .map_err(|_| Error::io("map", &self.path)(io::ErrorKind::OutOfMemory.into()))?;
         // SAFETY: a map is sound as long as its bytes neither change nor go away. Extents are append-only; the
         // range is that of a synced record, so nothing writes to it again; a hole is punched only where the lease
-        // registry knows of no reader; files are cut only at open, before any map exists, and only behind the last
-        // record. The data directory is locked, so no second Addenda can do otherwise. Someone else who truncates
-        // the file would end the process with SIGBUS; README says that the directory is Addenda's alone.
+        // registry knows of no reader; files are cut only behind the last synced record, where no map reaches. The
+        // data directory is locked, so no second Addenda can do otherwise. Another program that writes to or cuts
+        // the file breaks this, which is why the crate's documentation says that the directory is Addenda's alone.
         unsafe {
             MmapOptions::new()
                 .offset(offset)

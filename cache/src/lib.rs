@@ -4,6 +4,9 @@
 //! the truth: each record in them is self-describing, and the index can be made anew from them at any time. This
 //! crate knows bytes; what they mean to a model is others' concern, and so is the network.
 //!
+//! A data directory is Addenda's alone: bodies are mapped into memory, so another program that cuts an extent
+//! ends the process that reads it, and one that writes to it changes what is read. Reading and copying are harmless.
+//!
 //! Start with [`Store`]. A packet has a [`PacketKey`], known before anything is computed, and a [`PacketId`], the
 //! digest of what it is.
 
