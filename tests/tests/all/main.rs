@@ -7,7 +7,14 @@
 )]
 
 mod catalogue;
+mod chat_template;
+mod config;
+mod gguf;
+mod logits_fixture;
+mod models;
 mod sampler;
 mod setup;
 mod tiny;
+mod tokenizer;
 mod transformer;
+mod weights;
