@@ -1,1 +1,38 @@
-//! Placeholder.
+//! Locate-and-edit: facts in a model's weights.
+//!
+//! A [`Fact`] is turned into a wanted hidden state (`value`), all active facts' wanted states are solved jointly for
+//! low-rank changes of a few down-projections (`joint`, `solve`), what that does is measured (`evaluate`), and only then
+//! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
+
+mod context;
+mod corpus;
+mod digest;
+mod editor;
+mod entry;
+mod error;
+mod evaluate;
+mod fact;
+mod joint;
+mod key;
+mod ledger;
+mod moment;
+mod pace;
+mod patch;
+mod plan;
+mod register;
+mod rows;
+mod settings;
+mod solve;
+mod subject;
+mod value;
+
+pub use corpus::Corpus;
+pub use editor::{Editor, EditorOptions, Opening};
+pub use error::{Error, Result};
+pub use evaluate::Figures;
+pub use fact::{Fact, FactId, MAX_BYTES, MAX_PROBES, MAX_REQUEST_ID, PLACEHOLDER};
+pub use pace::{Pace, Phase, Progress};
+pub use patch::Patch;
+pub use plan::{Planned, PlannedRetirement};
+pub use register::{Action, Added, FactRecord, FactState, LedgerEvent};
+pub use settings::{Bars, Method, MomentSettings, Place, Settings, SolveSettings, ValueSettings};

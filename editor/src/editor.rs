@@ -1,0 +1,418 @@
+//! The editor: the ledger, what it adds up to, and the weights that follow from it.
+//!
+//! Planning changes nothing; committing writes the ledger first and the weights second. Invariants: what is served is
+//! what the ledger says; the frame is durable before the weights change; the weights are base plus the joint solve over
+//! the set of active facts, whatever their history.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use addenda_model::Transformer;
+use addenda_model::tokenizer::Tokenizer;
+
+use crate::corpus::Corpus;
+use crate::digest::hex;
+use crate::entry::{Addition, Entry, Retirement};
+use crate::error::{Error, Result};
+use crate::evaluate::Figures;
+use crate::fact::{Fact, FactId, check_request_id};
+use crate::joint::{Desk, Solver};
+use crate::ledger::Ledger;
+use crate::moment::MomentStore;
+use crate::pace::Pace;
+use crate::patch::Patch;
+use crate::plan::{Novelty, Outcome, Planned, PlannedRetirement, Planner, Weights};
+use crate::register::{Added, FactRecord, LedgerEvent, Register};
+use crate::settings::Settings;
+
+/// Where an editor keeps what it keeps, and how it edits.
+#[derive(Debug, Clone)]
+pub struct EditorOptions {
+    /// The ledger's folder.
+    pub ledger_dir: PathBuf,
+    /// The second moments' folder; models and data directories may share it.
+    pub moment_dir: PathBuf,
+    /// The base weights' fingerprint.
+    pub fingerprint: [u8; 32],
+    /// Hyper-parameters; [`Settings::for_model`] has those that ship.
+    pub settings: Settings,
+    /// The text that second moments are measured on.
+    pub corpus: Corpus,
+}
+
+/// What was found when the editor was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening {
+    /// Frames in the ledger.
+    pub frames: u64,
+    /// Facts that are in the weights again.
+    pub active: usize,
+    /// Bytes of a torn tail that were cut off; they were never acknowledged.
+    pub torn_bytes: u64,
+}
+
+/// Writes facts into a model's weights, and takes them out again.
+#[derive(Debug)]
+pub struct Editor {
+    planner: Planner,
+    ledger: Ledger,
+    register: Register,
+    patches: Vec<Patch>,
+    opening: Opening,
+}
+
+impl Editor {
+    /// Opens the ledger, verifies it, and installs the active facts into `model`.
+    ///
+    /// Takes seconds where facts are active, and as long as measuring second moments takes where those are gone.
+    pub fn open(
+        options: EditorOptions,
+        model: &mut Transformer,
+        tokenizer: &Tokenizer,
+        pace: &mut Pace<'_>,
+    ) -> Result<Self> {
+        options.settings.check(model.config())?;
+        let opened = Ledger::open(&options.ledger_dir)?;
+        let mut register = Register::new(options.fingerprint);
+        for frame in &opened.frames {
+            Entry::decode(&frame.content)
+                .and_then(|entry| register.apply(frame, entry))
+                .map_err(|problem| Error::InconsistentLedger {
+                    path: opened.ledger.path().to_path_buf(),
+                    frame: frame.sequence,
+                    problem,
+                })?;
+        }
+        if let Some(edit) = register
+            .active()
+            .values()
+            .find(|edit| edit.base != options.fingerprint)
+        {
+            return Err(Error::OtherModel {
+                ledger: hex(&edit.base),
+                model: hex(&options.fingerprint),
+            });
+        }
+        let opening = Opening {
+            frames: opened.ledger.frames(),
+            active: register.active().len(),
+            torn_bytes: opened.torn,
+        };
+        if opening.torn_bytes > 0 {
+            tracing::warn!(
+                bytes = opening.torn_bytes,
+                "cut a torn tail off the ledger; it was never acknowledged"
+            );
+        }
+        let store = MomentStore::new(&options.moment_dir, options.fingerprint);
+        let solver = Solver::new(store, options.corpus, options.settings.moment.clone());
+        let planner = Planner::new(options.settings, solver, options.fingerprint);
+        let mut editor = Self {
+            planner,
+            ledger: opened.ledger,
+            register,
+            patches: Vec::new(),
+            opening,
+        };
+        let weights = editor.planner.without(
+            Desk { model, tokenizer },
+            &editor.register,
+            None,
+            editor.ledger.head(),
+            pace,
+        )?;
+        editor.install(model, weights)?;
+        Ok(editor)
+    }
+
+    /// What was found when it was opened.
+    #[must_use]
+    pub fn opening(&self) -> Opening {
+        self.opening
+    }
+
+    /// Works an addition out, on top of the facts that are active, and verifies it; changes nothing.
+    ///
+    /// An empty `request_id` is none. `pace` is called between small steps; its error ends the work.
+    pub fn plan_add(
+        &self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        fact: Fact,
+        request_id: &str,
+        pace: &mut Pace<'_>,
+    ) -> Result<Planned> {
+        check_request_id(request_id)?;
+        let fact = fact.checked()?;
+        if let Some(added) = self.known(&fact, request_id)? {
+            return Ok(Planned {
+                outcome: Outcome::Known(Box::new(added)),
+            });
+        }
+        let desk = Desk { model, tokenizer };
+        let asked = (fact, request_id.to_owned());
+        let novelty = self
+            .planner
+            .add(desk, &self.register, asked, self.ledger.head(), pace)?;
+        Ok(Planned {
+            outcome: Outcome::New(Box::new(novelty)),
+        })
+    }
+
+    /// The answer to a request that was answered before, or whose fact is active already.
+    fn known(&self, fact: &Fact, request_id: &str) -> Result<Option<Added>> {
+        let id = fact.id();
+        if let Some(added) = self.register.answered(request_id) {
+            return if added.record.id == id {
+                Ok(Some(added.clone()))
+            } else {
+                Err(Error::RequestIdReused(request_id.to_owned()))
+            };
+        }
+        let active = self
+            .register
+            .get(id)
+            .filter(|_| self.register.active().contains_key(&id));
+        Ok(active.map(|record| Added {
+            record: record.clone(),
+            revision: self.revision(),
+            superseded: None,
+            seconds: 0.0,
+        }))
+    }
+
+    /// Writes the addition to the ledger, then installs its weights.
+    pub fn commit_add(&mut self, model: &mut Transformer, planned: Planned) -> Result<Added> {
+        let novelty = match planned.outcome {
+            Outcome::Known(added) => return Ok(*added),
+            Outcome::New(novelty) => *novelty,
+        };
+        // A second plan of the same request, made before the first was committed, is answered like the first.
+        if let Some(added) = self.known(&novelty.fact, &novelty.request_id)? {
+            return Ok(added);
+        }
+        let Novelty {
+            fact,
+            request_id,
+            supersedes,
+            edit,
+            figures,
+            seconds,
+            weights,
+        } = novelty;
+        let id = fact.id();
+        let at_ms = now_ms();
+        let addition = Addition {
+            fact,
+            request_id,
+            at_ms,
+            supersedes,
+            seconds,
+            figures,
+            edit,
+        };
+        self.record(Entry::Added(Box::new(addition)), weights, model)?;
+        self.planner
+            .remember(self.revision(), figures.perplexity_after);
+        let record = self
+            .register
+            .get(id)
+            .cloned()
+            .ok_or(Error::UnknownFact(id))?;
+        Ok(Added {
+            record,
+            revision: self.revision(),
+            superseded: supersedes,
+            seconds,
+        })
+    }
+
+    /// [`Self::plan_add`] and [`Self::commit_add`] in one.
+    pub fn add(
+        &mut self,
+        model: &mut Transformer,
+        tokenizer: &Tokenizer,
+        fact: Fact,
+        request_id: &str,
+        pace: &mut Pace<'_>,
+    ) -> Result<Added> {
+        let planned = self.plan_add(model, tokenizer, fact, request_id, pace)?;
+        self.commit_add(model, planned)
+    }
+
+    /// Works out the weights without the fact; changes nothing.
+    pub fn plan_retire(
+        &self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        id: FactId,
+        pace: &mut Pace<'_>,
+    ) -> Result<PlannedRetirement> {
+        let record = self.register.get(id).ok_or(Error::UnknownFact(id))?;
+        if !self.register.active().contains_key(&id) {
+            return Ok(PlannedRetirement {
+                id,
+                weights: None,
+                known: Some(record.clone()),
+            });
+        }
+        let desk = Desk { model, tokenizer };
+        let weights =
+            self.planner
+                .without(desk, &self.register, Some(id), self.ledger.head(), pace)?;
+        Ok(PlannedRetirement {
+            id,
+            weights: Some(weights),
+            known: None,
+        })
+    }
+
+    /// Writes the retirement to the ledger, then installs the weights. Retiring twice changes nothing.
+    pub fn commit_retire(
+        &mut self,
+        model: &mut Transformer,
+        planned: PlannedRetirement,
+    ) -> Result<FactRecord> {
+        if let Some(weights) = planned.weights {
+            let retirement = Retirement {
+                fact_id: planned.id,
+                at_ms: now_ms(),
+            };
+            self.record(Entry::Retired(retirement), weights, model)?;
+        } else if let Some(record) = planned.known {
+            return Ok(record);
+        }
+        self.register
+            .get(planned.id)
+            .cloned()
+            .ok_or(Error::UnknownFact(planned.id))
+    }
+
+    /// [`Self::plan_retire`] and [`Self::commit_retire`] in one.
+    pub fn retire(
+        &mut self,
+        model: &mut Transformer,
+        tokenizer: &Tokenizer,
+        id: FactId,
+        pace: &mut Pace<'_>,
+    ) -> Result<FactRecord> {
+        let planned = self.plan_retire(model, tokenizer, id, pace)?;
+        self.commit_retire(model, planned)
+    }
+
+    /// The order that makes a crash harmless: durable frame, register, weights.
+    fn record(&mut self, entry: Entry, weights: Weights, model: &mut Transformer) -> Result<()> {
+        if weights.head != self.ledger.head() {
+            return Err(Error::Stale);
+        }
+        let path = self.ledger.path().to_path_buf();
+        let inconsistent = |frame, problem| Error::InconsistentLedger {
+            path,
+            frame,
+            problem,
+        };
+        let content = match entry.encode() {
+            Ok(content) => content,
+            Err(problem) => return Err(inconsistent(self.ledger.frames() + 1, problem)),
+        };
+        let frame = self.ledger.append(&content)?;
+        self.register
+            .apply(&frame, entry)
+            .map_err(|problem| inconsistent(frame.sequence, problem))?;
+        self.install(model, weights)
+    }
+
+    fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {
+        model.install(&weights.overlay).map_err(Error::Install)?;
+        self.patches = weights.patches;
+        Ok(())
+    }
+
+    /// A fact, whatever its state.
+    pub fn get(&self, id: FactId) -> Result<&FactRecord> {
+        self.register.get(id).ok_or(Error::UnknownFact(id))
+    }
+
+    /// Facts in the order of adding, behind the one whose [`FactRecord::sequence`] is `after`; 0 is from the beginning.
+    pub fn list(&self, include_ended: bool, after: u64) -> impl Iterator<Item = &FactRecord> {
+        self.register.list(include_ended, after)
+    }
+
+    /// Measures an active fact now; its figures "before" are those of the base weights.
+    pub fn check(
+        &self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        id: FactId,
+        pace: &mut Pace<'_>,
+    ) -> Result<Figures> {
+        let record = self.get(id)?;
+        if !self.register.active().contains_key(&id) {
+            return Err(Error::NotActive(id));
+        }
+        self.planner.check(
+            Desk { model, tokenizer },
+            &self.register,
+            &record.fact,
+            pace,
+        )
+    }
+
+    /// The ledger's events of the frames behind `after`; 0 is from the beginning.
+    #[must_use]
+    pub fn events(&self, after: u64) -> &[LedgerEvent] {
+        self.register.events(after)
+    }
+
+    /// The weights revision: base fingerprint and the set of active edits.
+    #[must_use]
+    pub fn revision(&self) -> [u8; 32] {
+        self.register.revision()
+    }
+
+    /// How many facts are in the weights.
+    #[must_use]
+    pub fn active(&self) -> usize {
+        self.register.active().len()
+    }
+
+    /// The changes that are installed, in their order.
+    #[must_use]
+    pub fn patches(&self) -> &[Patch] {
+        &self.patches
+    }
+
+    /// The hyper-parameters in use.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.planner.settings
+    }
+
+    /// Whether the second moments of new edits are there, so that the first of them need not measure them.
+    #[must_use]
+    pub fn is_prepared(&self, model: &Transformer) -> bool {
+        self.planner
+            .solver
+            .missing(model, &self.planner.recipe())
+            .is_empty()
+    }
+
+    /// Measures the second moments that are not there yet; says of how many layers.
+    pub fn prepare(
+        &self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        pace: &mut Pace<'_>,
+    ) -> Result<usize> {
+        self.planner
+            .solver
+            .prepare(Desk { model, tokenizer }, &self.planner.recipe(), pace)
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,266 @@
+//! What the ledger's frames add up to: which facts there are, which are active, what was answered to whom.
+//!
+//! Never touches files or weights. Invariant: it is a function of the frames in their order, so a restart gives the
+//! same register; a frame that contradicts those before it is refused, never smoothed over.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::entry::{Addition, Edit, Entry};
+use crate::evaluate::Figures;
+use crate::fact::{Fact, FactId};
+use crate::ledger::Frame;
+use crate::settings::Method;
+
+/// Whether a fact is in the weights, and why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FactState {
+    /// In the weights.
+    Active,
+    /// Another target took its place.
+    Superseded,
+    /// It was taken out.
+    Retired,
+}
+
+/// A fact and its life. A fact that was added again shows its latest life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FactRecord {
+    /// What it is.
+    pub id: FactId,
+    /// What it says.
+    pub fact: Fact,
+    /// Whether it is in the weights.
+    pub state: FactState,
+    /// Figures at the time of adding.
+    pub figures: Figures,
+    /// The closed form that wrote it.
+    pub method: Method,
+    /// Layers whose down-projection carries it, from 0.
+    pub layers: Vec<usize>,
+    /// Steps of the optimiser.
+    pub steps: usize,
+    /// ‖δ‖, the change of the hidden state that was asked for.
+    pub delta_norm: f64,
+    /// ‖h‖, the hidden state that it was added to.
+    pub hidden_norm: f64,
+    /// Number of the ledger frame that added it.
+    pub sequence: u64,
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    pub added_at_ms: u64,
+    /// When it left the weights.
+    pub ended_at_ms: Option<u64>,
+    /// The fact that took its place.
+    pub superseded_by: Option<FactId>,
+}
+
+/// The answer to an addition.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Added {
+    /// The fact as it was when it was added.
+    pub record: FactRecord,
+    /// The weights revision that holds it.
+    pub revision: [u8; 32],
+    /// The fact whose place it took.
+    pub superseded: Option<FactId>,
+    /// Seconds spent on optimising, solving and verifying.
+    pub seconds: f64,
+}
+
+/// What a ledger event says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// A fact came into the weights.
+    Added,
+    /// A fact left the weights, for another took its place in the same moment.
+    Superseded,
+    /// A fact was taken out of the weights.
+    Retired,
+}
+
+impl std::fmt::Display for Action {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Added => "added",
+            Self::Superseded => "superseded",
+            Self::Retired => "retired",
+        })
+    }
+}
+
+/// One thing that the ledger tells. A frame that supersedes tells two, of one sequence number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerEvent {
+    /// Number of the frame, from 1.
+    pub sequence: u64,
+    /// What happened.
+    pub action: Action,
+    /// To which fact.
+    pub fact_id: FactId,
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    pub at_ms: u64,
+    /// The weights revision after it.
+    pub revision: [u8; 32],
+    /// BLAKE3 of the frame.
+    pub digest: [u8; 32],
+}
+
+#[derive(Debug)]
+pub(crate) struct Register {
+    base: [u8; 32],
+    records: BTreeMap<FactId, FactRecord>,
+    /// Frame number of each record, for listing in order of adding.
+    order: BTreeMap<u64, FactId>,
+    /// The active facts' edits, in canonical order.
+    active: BTreeMap<FactId, Edit>,
+    /// Digests of the active edits, which the weights revision is made of.
+    patches: BTreeSet<[u8; 32]>,
+    requests: HashMap<String, Added>,
+    events: Vec<LedgerEvent>,
+}
+
+impl Register {
+    pub(crate) fn new(base: [u8; 32]) -> Self {
+        Self {
+            base,
+            records: BTreeMap::new(),
+            order: BTreeMap::new(),
+            active: BTreeMap::new(),
+            patches: BTreeSet::new(),
+            requests: HashMap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Takes a frame in. The error is the rest of "it says what cannot be: …", and then nothing changed.
+    pub(crate) fn apply(&mut self, frame: &Frame, entry: Entry) -> Result<(), String> {
+        match entry {
+            Entry::Added(addition) => self.add(frame, *addition),
+            Entry::Retired(retirement) => {
+                let id = retirement.fact_id;
+                self.end(id, FactState::Retired, retirement.at_ms)?;
+                self.tell(frame, Action::Retired, id, retirement.at_ms);
+                Ok(())
+            }
+        }
+    }
+
+    fn add(&mut self, frame: &Frame, addition: Addition) -> Result<(), String> {
+        let id = addition.fact.id();
+        if self.active.contains_key(&id) {
+            return Err(format!("it adds the fact {id}, which is active already"));
+        }
+        if let Some(old) = addition.supersedes {
+            self.end(old, FactState::Superseded, addition.at_ms)?;
+            if let Some(record) = self.records.get_mut(&old) {
+                record.superseded_by = Some(id);
+            }
+        }
+        let record = record(frame.sequence, &addition);
+        if let Some(earlier) = self.records.insert(id, record.clone()) {
+            self.order.remove(&earlier.sequence);
+        }
+        self.order.insert(frame.sequence, id);
+        self.patches.insert(addition.edit.digest(id));
+        self.active.insert(id, addition.edit);
+        if let Some(old) = addition.supersedes {
+            self.tell(frame, Action::Superseded, old, addition.at_ms);
+        }
+        self.tell(frame, Action::Added, id, addition.at_ms);
+        if !addition.request_id.is_empty() {
+            let added = Added {
+                record,
+                revision: self.revision(),
+                superseded: addition.supersedes,
+                seconds: addition.seconds,
+            };
+            self.requests.insert(addition.request_id, added);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, id: FactId, state: FactState, at_ms: u64) -> Result<(), String> {
+        let edit = self
+            .active
+            .remove(&id)
+            .ok_or(format!("it ends the fact {id}, which is not active"))?;
+        self.patches.remove(&edit.digest(id));
+        if let Some(record) = self.records.get_mut(&id) {
+            record.state = state;
+            record.ended_at_ms = Some(at_ms);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, frame: &Frame, action: Action, fact_id: FactId, at_ms: u64) {
+        let revision = self.revision();
+        self.events.push(LedgerEvent {
+            sequence: frame.sequence,
+            action,
+            fact_id,
+            at_ms,
+            revision,
+            digest: frame.digest,
+        });
+    }
+
+    pub(crate) fn revision(&self) -> [u8; 32] {
+        addenda_model::revision(&self.base, &self.patches)
+    }
+
+    pub(crate) fn get(&self, id: FactId) -> Option<&FactRecord> {
+        self.records.get(&id)
+    }
+
+    /// Active edits by fact, in canonical order.
+    pub(crate) fn active(&self) -> &BTreeMap<FactId, Edit> {
+        &self.active
+    }
+
+    /// Active facts, in canonical order.
+    pub(crate) fn active_facts(&self) -> impl Iterator<Item = (FactId, &Fact)> {
+        self.active
+            .keys()
+            .filter_map(|id| self.records.get(id).map(|record| (*id, &record.fact)))
+    }
+
+    pub(crate) fn answered(&self, request_id: &str) -> Option<&Added> {
+        self.requests.get(request_id)
+    }
+
+    /// Records in order of adding, from behind the frame `after`.
+    pub(crate) fn list(
+        &self,
+        include_ended: bool,
+        after: u64,
+    ) -> impl Iterator<Item = &FactRecord> {
+        self.order
+            .range(after.saturating_add(1)..)
+            .filter_map(|(_, id)| self.records.get(id))
+            .filter(move |record| include_ended || record.state == FactState::Active)
+    }
+
+    /// Events of the frames behind `after`.
+    pub(crate) fn events(&self, after: u64) -> &[LedgerEvent] {
+        let from = self.events.partition_point(|event| event.sequence <= after);
+        self.events.get(from..).unwrap_or_default()
+    }
+}
+
+fn record(sequence: u64, addition: &Addition) -> FactRecord {
+    let edit = &addition.edit;
+    FactRecord {
+        id: addition.fact.id(),
+        fact: addition.fact.clone(),
+        state: FactState::Active,
+        figures: addition.figures,
+        method: edit.recipe.solve.method,
+        layers: edit.recipe.solve.layers.clone(),
+        steps: edit.steps,
+        delta_norm: edit.delta_norm,
+        hidden_norm: edit.hidden_norm,
+        sequence,
+        added_at_ms: addition.at_ms,
+        ended_at_ms: None,
+        superseded_by: None,
+    }
+}

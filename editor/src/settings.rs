@@ -1,0 +1,324 @@
+//! The hyper-parameters of an edit, per model family, from `settings.toml`.
+//!
+//! Owns no state. Invariant: [`Settings::for_model`] gives settings that [`Settings::check`] accepts.
+
+use addenda_model::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Canonical;
+use crate::error::{Error, Result};
+
+const SHIPPED: &str = include_str!("settings.toml");
+
+/// The closed form that writes facts into weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Method {
+    /// Meng et al. 2023: several layers, many facts at once.
+    Memit,
+}
+
+impl std::fmt::Display for Method {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Memit => "memit",
+        })
+    }
+}
+
+/// Where the wanted state is sought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The residual stream as it leaves the last edited layer.
+    Residual,
+    /// The down-projection's output, before the norm that follows it in Gemma; one layer only.
+    MlpOut,
+}
+
+/// All that an edit can be tuned by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The closed form.
+    pub solve: SolveSettings,
+    /// The search for the wanted state.
+    pub value: ValueSettings,
+    /// The second moment of the keys.
+    pub moment: MomentSettings,
+    /// What an edit must reach to be applied.
+    pub bars: Bars,
+    /// The family in `settings.toml` that the model belongs to; none if its layers come from its depth.
+    pub family: Option<String>,
+}
+
+/// What the closed form depends on, besides keys and wanted states. Facts with equal ones are solved jointly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SolveSettings {
+    /// The closed form.
+    pub method: Method,
+    /// Edited layers from 0, rising.
+    pub layers: Vec<usize>,
+    /// Where the wanted state is sought.
+    pub place: Place,
+    /// λ of `λC + K Kᵀ`, with C per token.
+    #[serde(with = "exact")]
+    pub lambda: f64,
+}
+
+/// The search for the wanted state; `settings.toml` says what each is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "settings.toml explains each beside its value")]
+pub struct ValueSettings {
+    pub steps: usize,
+    pub learning_rate: f64,
+    pub clamp: f64,
+    pub decay: f64,
+    pub kl: f64,
+    pub margin: f64,
+    pub contexts: usize,
+    pub context_tokens: usize,
+    pub seed: u64,
+}
+
+/// How the second moment is measured; `settings.toml` says what each is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "settings.toml explains each beside its value")]
+pub struct MomentSettings {
+    pub tokens: usize,
+    pub window: usize,
+    pub batch: usize,
+}
+
+/// What an edit must reach to be applied; `settings.toml` says what each is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "settings.toml explains each beside its value")]
+pub struct Bars {
+    pub target_probability: f64,
+    pub target_top1: bool,
+    pub paraphrase: f64,
+    pub locality: f64,
+    pub perplexity: f64,
+    pub perplexity_total: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    default: Default,
+    #[serde(default)]
+    family: Vec<Family>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Default {
+    method: Method,
+    lambda: f64,
+    value: ValueSettings,
+    moment: MomentSettings,
+    bars: Bars,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Family {
+    name: String,
+    architecture: String,
+    hidden_size: usize,
+    num_layers: usize,
+    layers: Vec<usize>,
+    lambda: Option<f64>,
+}
+
+impl Settings {
+    /// The shipped settings for this model.
+    pub fn for_model(config: &ModelConfig) -> Result<Self> {
+        Self::from_toml(SHIPPED, config)
+    }
+
+    /// Settings from a file of the form of `settings.toml`.
+    pub fn from_toml(text: &str, config: &ModelConfig) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|error| Error::BadSetting {
+            setting: "file".to_owned(),
+            problem: format!("is unreadable: {error}"),
+        })?;
+        let architecture = config.architecture.to_string();
+        let family = file.family.into_iter().find(|family| {
+            family.architecture == architecture
+                && family.hidden_size == config.hidden_size
+                && family.num_layers == config.num_layers
+        });
+        let (name, layers, lambda) = match family {
+            Some(family) => (Some(family.name), family.layers, family.lambda),
+            None => (
+                None,
+                layers_from_depth(config.num_layers, config.post_norms),
+                None,
+            ),
+        };
+        let settings = Self {
+            solve: SolveSettings {
+                method: file.default.method,
+                layers,
+                place: if config.post_norms {
+                    Place::MlpOut
+                } else {
+                    Place::Residual
+                },
+                lambda: lambda.unwrap_or(file.default.lambda),
+            },
+            value: file.default.value,
+            moment: file.default.moment,
+            bars: file.default.bars,
+            family: name,
+        };
+        settings.check(config)?;
+        Ok(settings)
+    }
+
+    /// Refuses what the arithmetic can't do on this model.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let bad = |setting: &str, problem: String| {
+            Err(Error::BadSetting {
+                setting: setting.to_owned(),
+                problem,
+            })
+        };
+        let layers = &self.solve.layers;
+        if layers.is_empty() || !layers.is_sorted_by(|a, b| a < b) {
+            return bad(
+                "layers",
+                format!("are {layers:?}; name at least one, rising"),
+            );
+        }
+        if let Some(layer) = layers.iter().find(|layer| **layer >= config.num_layers) {
+            return bad(
+                "layers",
+                format!(
+                    "name layer {layer}, and the model's last is {}",
+                    config.num_layers - 1
+                ),
+            );
+        }
+        if config.post_norms
+            && (layers.len() > 1 || layers == &[0] || self.solve.place != Place::MlpOut)
+        {
+            return bad(
+                "layers",
+                format!(
+                    "are {layers:?}; this model has a norm behind its MLP, where what several layers add is no sum: name one layer, not 0"
+                ),
+            );
+        }
+        if self.solve.place == Place::MlpOut && layers.len() > 1 {
+            return bad(
+                "layers",
+                "are several; the down-projection's output can be sought for one layer only"
+                    .to_owned(),
+            );
+        }
+        let positive = [
+            ("lambda", self.solve.lambda),
+            ("value.learning_rate", self.value.learning_rate),
+            ("value.clamp", self.value.clamp),
+        ];
+        if let Some((name, value)) = positive
+            .into_iter()
+            .find(|(_, value)| !(value.is_finite() && *value > 0.0))
+        {
+            return bad(name, format!("is {value}; it must be above 0"));
+        }
+        if self.value.steps == 0
+            || self.value.steps > 1000
+            || self.value.contexts > 64
+            || self.value.context_tokens > 64
+        {
+            return bad(
+                "value",
+                "needs 1 to 1000 steps, and at most 64 contexts of 64 tokens".to_owned(),
+            );
+        }
+        if self.moment.window < 2
+            || self.moment.batch == 0
+            || self.moment.tokens < self.moment.window
+        {
+            return bad(
+                "moment",
+                "needs a window of 2 tokens or more, a batch of 1 or more, and tokens for a window"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Floats as the text that Rust parses back to the same bits: JSON numbers may come back one bit off, and λ is part
+/// of what the weights are named by.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands out references"
+    )]
+    pub(super) fn serialize<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(number)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+impl SolveSettings {
+    /// The last edited layer, where several layers' edits add up.
+    pub(crate) fn last_layer(&self) -> usize {
+        self.layers.last().copied().unwrap_or_default()
+    }
+
+    /// Facts are solved jointly where this is equal.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let mut canonical = Canonical::new("addenda 2026-01 solve settings");
+        canonical
+            .text(&self.method.to_string())
+            .number(self.layers.len() as u64);
+        for layer in &self.layers {
+            canonical.number(*layer as u64);
+        }
+        canonical
+            .number(u64::from(self.place == Place::MlpOut))
+            .float(self.lambda);
+        canonical.finish()
+    }
+}
+
+/// Five layers that end at about 27 % of the depth, where facts about a subject are carried in the models that
+/// were traced (4 to 8 of 28 to 32); one layer at a sixth where a norm follows the MLP.
+fn layers_from_depth(depth: usize, post_norms: bool) -> Vec<usize> {
+    let top = depth.saturating_sub(1);
+    if post_norms {
+        return vec![depth.div_ceil(6).clamp(1, top.max(1))];
+    }
+    let last = ((depth * 27 + 50) / 100).clamp(1.min(top), top);
+    (last.saturating_sub(4).max(1).min(last)..=last).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::layers_from_depth;
+
+    #[test]
+    fn an_unknown_model_gets_early_layers_of_its_depth() {
+        assert_eq!(layers_from_depth(30, false), [4, 5, 6, 7, 8]);
+        assert_eq!(layers_from_depth(80, false), [18, 19, 20, 21, 22]);
+        assert_eq!(layers_from_depth(2, false), [1]);
+        assert_eq!(layers_from_depth(1, false), [0]);
+        assert_eq!(layers_from_depth(18, true), [3]);
+    }
+}

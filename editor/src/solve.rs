@@ -1,0 +1,235 @@
+//! The closed forms, in f64 on the CPU. Knows matrices only: no model, no facts.
+//!
+//! MEMIT (Meng et al. 2023): `ΔW = R Kᵀ (λC + K Kᵀ)⁻¹`, with K `[f, m]` the facts' keys, R `[d, m]` what is wanted of
+//! each beyond what is there, C `[f, f]` the second moment per token. By Woodbury's identity with `Z' = (λC)⁻¹K`:
+//! `ΔW = R Xᵀ`, `X = Z'(I + KᵀZ')⁻¹`, so one Cholesky factor of λC serves any number of facts.
+//!
+//! Other methods add a function beside [`memit`]; they share [`Factor`] and [`Solution`].
+
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::moment::Moment;
+
+/// The Cholesky factor of λC.
+#[derive(Debug)]
+pub(crate) struct Factor {
+    /// f64 `[f, f]`, lower.
+    lower: Tensor,
+    /// Estimate from below of the condition number of λC: (largest/smallest pivot)².
+    pub(crate) condition: f64,
+    /// What had to be added to the diagonal, relative to its mean; 0 as a rule.
+    pub(crate) ridge: f64,
+}
+
+/// Low-rank factors of ΔW, and how well the system behaved.
+#[derive(Debug)]
+pub(crate) struct Solution {
+    /// R, f64 `[d, m]`.
+    pub(crate) left: Tensor,
+    /// X, f64 `[f, m]`.
+    pub(crate) right: Tensor,
+    /// ‖ΔW K − R‖ / ‖R‖: the share of what was wanted that λ kept back.
+    pub(crate) unmet: f64,
+}
+
+/// Ridges tried in turn, relative to the mean of C's diagonal: a text with fewer tokens than C has rows gives a C
+/// without full rank.
+const RIDGES: [f64; 5] = [0.0, 1e-10, 1e-8, 1e-6, 1e-4];
+
+impl Factor {
+    /// Factors λC of the layer.
+    pub(crate) fn of(moment: &Moment, lambda: f64, layer: usize) -> Result<Self> {
+        let action = "factoring the second moment";
+        let scaled = (moment
+            .c
+            .f_to_kind(Kind::Double)
+            .map_err(Error::torch(action))?)
+            * lambda;
+        let diagonal = scaled
+            .f_diagonal(0, 0, 1)
+            .and_then(|d| d.f_mean(Kind::Double))
+            .map_err(Error::torch(action))?;
+        let mean = f64::try_from(diagonal).map_err(Error::torch(action))?;
+        if !mean.is_finite() {
+            return Err(Error::NotFinite("the second moment"));
+        }
+        for ridge in RIDGES {
+            if let Some((lower, condition)) =
+                cholesky(&scaled, ridge * mean).map_err(Error::torch(action))?
+            {
+                return Ok(Self {
+                    lower,
+                    condition,
+                    ridge,
+                });
+            }
+        }
+        let ridge = RIDGES.iter().copied().fold(0.0, f64::max);
+        Err(Error::SingularMoment {
+            layer,
+            ridge,
+            tokens: moment.tokens,
+        })
+    }
+
+    /// Bytes that it holds in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lower.numel() * 8
+    }
+}
+
+/// The factor and its condition estimate; none if the matrix is not positive definite.
+fn cholesky(
+    matrix: &Tensor,
+    shift: f64,
+) -> std::result::Result<Option<(Tensor, f64)>, tch::TchError> {
+    let shifted = if shift > 0.0 {
+        let eye = Tensor::f_eye(matrix.size2()?.0, (Kind::Double, matrix.device()))?;
+        matrix.f_add(&(eye * shift))?
+    } else {
+        matrix.shallow_clone()
+    };
+    let (lower, info) = shifted.f_linalg_cholesky_ex(false, false)?;
+    if i64::try_from(info)? != 0 {
+        return Ok(None);
+    }
+    let pivots = lower.f_diagonal(0, 0, 1)?;
+    let (low, high) = (
+        f64::try_from(pivots.f_min()?)?,
+        f64::try_from(pivots.f_max()?)?,
+    );
+    let condition = (high / low).powi(2);
+    // Past this, f64 has no digit left for the solution.
+    Ok((condition.is_finite() && condition < 1e15).then_some((lower, condition)))
+}
+
+/// MEMIT's update for all facts at once.
+///
+/// `keys` f64 `[f, m]`, `wanted` f64 `[d, m]`.
+pub(crate) fn memit(factor: &Factor, keys: &Tensor, wanted: &Tensor) -> Result<Solution> {
+    let solution =
+        memit_parts(factor, keys, wanted).map_err(Error::torch("solving for the weights"))?;
+    let finite = |tensor: &Tensor| {
+        tensor
+            .f_isfinite()
+            .and_then(|t| t.f_all())
+            .and_then(i64::try_from)
+            .map_err(Error::torch("solving for the weights"))
+    };
+    if finite(&solution.right)? == 0 || finite(&solution.left)? == 0 {
+        return Err(Error::NotFinite("the weights' change"));
+    }
+    Ok(solution)
+}
+
+fn memit_parts(
+    factor: &Factor,
+    keys: &Tensor,
+    wanted: &Tensor,
+) -> std::result::Result<Solution, tch::TchError> {
+    let spread = keys.f_cholesky_solve(&factor.lower, false)?;
+    let facts = keys.size2()?.1;
+    let gram = keys.f_tr()?.f_matmul(&spread)?;
+    // Symmetric by construction; rounding is not.
+    let gram = (&gram + gram.f_tr()?) * 0.5 + Tensor::f_eye(facts, (Kind::Double, keys.device()))?;
+    let (gram_lower, _) = gram.f_linalg_cholesky_ex(false, true)?;
+    let right = spread
+        .f_tr()?
+        .f_cholesky_solve(&gram_lower, false)?
+        .f_tr()?
+        .f_contiguous()?;
+    let reached = wanted.f_matmul(&right.f_tr()?.f_matmul(keys)?)?;
+    let gap = f64::try_from((reached - wanted).f_norm()?)?;
+    let size = f64::try_from(wanted.f_norm()?)?;
+    let unmet = if size > 0.0 { gap / size } else { 0.0 };
+    Ok(Solution {
+        left: wanted.f_contiguous()?,
+        right,
+        unmet,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+    use tch::{Kind, Tensor};
+
+    use super::{Factor, memit};
+    use crate::error::Error;
+    use crate::moment::Moment;
+
+    fn moment(rows: i64, samples: i64) -> Moment {
+        tch::manual_seed(7);
+        let k = Tensor::randn([samples, rows], (Kind::Float, tch::Device::Cpu));
+        Moment {
+            c: k.tr().matmul(&k) / samples as f64,
+            tokens: samples as u64,
+        }
+    }
+
+    fn random(rows: i64, columns: i64) -> Tensor {
+        Tensor::randn([rows, columns], (Kind::Double, tch::Device::Cpu))
+    }
+
+    #[test]
+    fn the_low_rank_form_equals_the_formula_with_the_full_inverse() {
+        let moment = moment(24, 400);
+        let (keys, wanted, lambda) = (random(24, 5), random(10, 5), 3.0);
+        let solution = memit(&Factor::of(&moment, lambda, 0).unwrap(), &keys, &wanted).unwrap();
+        let full = moment.c.to_kind(Kind::Double) * lambda + keys.matmul(&keys.tr());
+        let expected = wanted.matmul(&keys.tr()).matmul(&full.inverse());
+        let got = solution.left.matmul(&solution.right.tr());
+        let error = f64::try_from((&got - &expected).norm() / expected.norm()).unwrap();
+        assert!(error < 1e-10, "{error}");
+        let unmet = f64::try_from((got.matmul(&keys) - &wanted).norm() / wanted.norm()).unwrap();
+        assert!((unmet - solution.unmet).abs() < 1e-10);
+    }
+
+    #[test]
+    fn a_small_lambda_reaches_what_is_wanted_and_leaves_other_keys_nearly_alone() {
+        let moment = moment(64, 2000);
+        let (keys, wanted) = (random(64, 3) * 10.0, random(8, 3));
+        let solution = memit(&Factor::of(&moment, 1e-3, 0).unwrap(), &keys, &wanted).unwrap();
+        assert!(solution.unmet < 1e-3, "{}", solution.unmet);
+    }
+
+    #[test]
+    fn a_moment_of_too_little_text_gets_a_ridge_and_one_of_zeros_is_refused() {
+        let thin = Factor::of(&moment(64, 20), 1.0, 3).unwrap();
+        assert!(thin.ridge > 0.0);
+        let zeros = Moment {
+            c: Tensor::zeros([8, 8], (Kind::Float, tch::Device::Cpu)),
+            tokens: 9,
+        };
+        assert!(matches!(
+            Factor::of(&zeros, 1.0, 3).unwrap_err(),
+            Error::SingularMoment {
+                layer: 3,
+                tokens: 9,
+                ..
+            }
+        ));
+        let broken = Moment {
+            c: Tensor::full([8, 8], f64::NAN, (Kind::Float, tch::Device::Cpu)),
+            tokens: 9,
+        };
+        assert!(matches!(
+            Factor::of(&broken, 1.0, 3).unwrap_err(),
+            Error::NotFinite(_)
+        ));
+    }
+
+    #[test]
+    fn two_facts_with_one_key_are_solved_to_their_mean_and_not_to_infinity() {
+        let moment = moment(24, 400);
+        let key = random(24, 1);
+        let keys = Tensor::cat(&[&key, &key], 1);
+        let wanted = random(6, 2);
+        let solution = memit(&Factor::of(&moment, 1e-6, 0).unwrap(), &keys, &wanted).unwrap();
+        let got = solution.left.matmul(&solution.right.tr()).matmul(&key);
+        let mean = wanted.mean_dim(Some([1].as_slice()), true, Kind::Double);
+        assert!(f64::try_from((got - &mean).norm() / mean.norm()).unwrap() < 1e-3);
+    }
+}
