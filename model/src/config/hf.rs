@@ -7,8 +7,14 @@
 
 use serde_json::{Map, Value};
 
-use super::{Activation, Architecture, ModelConfig, RopeScaling, config, unsupported_architecture};
+use super::{Activation, Architecture, ModelConfig, config, unsupported_architecture};
 use crate::error::Result;
+
+mod fields;
+mod rope;
+
+use fields::Fields;
+use rope::Rope;
 
 /// What Transformers assumes for a field that `config.json` leaves out.
 struct Defaults {
@@ -282,109 +288,6 @@ fn layer_types(types: &Value) -> Result<Vec<bool>> {
         .collect()
 }
 
-/// The rotary settings, which newer files hold in `rope_parameters` and older
-/// ones beside each other.
-struct Rope {
-    theta: f64,
-    local_theta: Option<f64>,
-    scaling: RopeScaling,
-}
-
-impl Rope {
-    fn read(architecture: Architecture, fields: &Fields<'_>, defaults: &Defaults) -> Result<Self> {
-        let context = fields
-            .size("max_position_embeddings")?
-            .unwrap_or(defaults.context);
-        let parameters = fields.object("rope_parameters")?;
-        let by_layer_type = match &parameters {
-            Some(parameters) => parameters.object("full_attention")?.is_some(),
-            None => false,
-        };
-        let (global, local) = match &parameters {
-            Some(parameters) if by_layer_type => (
-                parameters.object("full_attention")?,
-                parameters.object("sliding_attention")?,
-            ),
-            Some(_) => (fields.object("rope_parameters")?, None),
-            None => (fields.object("rope_scaling")?, None),
-        };
-        let theta_of = |section: &Option<Fields<'_>>| match section {
-            Some(section) => section.number("rope_theta"),
-            None => Ok(None),
-        };
-        let theta = match theta_of(&global)? {
-            Some(theta) => theta,
-            None => fields.number("rope_theta")?.unwrap_or(defaults.rope_theta),
-        };
-        let local_theta = if architecture == Architecture::Gemma3 {
-            let named = match theta_of(&local)? {
-                Some(theta) => Some(theta),
-                None => fields.number("rope_local_base_freq")?,
-            };
-            Some(named.unwrap_or(10_000.0))
-        } else {
-            None
-        };
-        let scaling = match &global {
-            Some(section) => scaling(section, context)?,
-            None => RopeScaling::None,
-        };
-        Ok(Self {
-            theta,
-            local_theta,
-            scaling,
-        })
-    }
-}
-
-fn scaling(section: &Fields<'_>, context: usize) -> Result<RopeScaling> {
-    let kind = section
-        .text("rope_type")?
-        .or(section.text("type")?)
-        .unwrap_or("default");
-    let need = |name: &str| {
-        section
-            .number(name)?
-            .ok_or_else(|| config(format!("rope scaling `{kind}` lacks `{name}`")))
-    };
-    let original_context = || -> Result<usize> {
-        Ok(section
-            .size("original_max_position_embeddings")?
-            .unwrap_or(context))
-    };
-    match kind {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear {
-            factor: need("factor")?,
-        }),
-        "llama3" => Ok(RopeScaling::Llama3 {
-            factor: need("factor")?,
-            low_freq_factor: need("low_freq_factor")?,
-            high_freq_factor: need("high_freq_factor")?,
-            original_context: original_context()?,
-        }),
-        "yarn" => {
-            for name in ["mscale", "mscale_all_dim"] {
-                if section.get(name).is_some() {
-                    return Err(config(format!(
-                        "rope scaling `yarn` with `{name}` is not supported"
-                    )));
-                }
-            }
-            Ok(RopeScaling::Yarn {
-                factor: need("factor")?,
-                original_context: original_context()?,
-                beta_fast: section.number("beta_fast")?.unwrap_or(32.0),
-                beta_slow: section.number("beta_slow")?.unwrap_or(1.0),
-                attention_factor: section.number("attention_factor")?,
-            })
-        }
-        other => Err(config(format!(
-            "rope scaling `{other}` is not supported; supported are linear, llama3 and yarn"
-        ))),
-    }
-}
-
 /// A token id or a list of them, from the text section or from the root.
 fn tokens(fields: &Fields<'_>, root: &Fields<'_>, name: &str) -> Result<Vec<u32>> {
     match fields.get(name).or_else(|| root.get(name)) {
@@ -410,57 +313,5 @@ pub(crate) fn token_ids(value: &Value, name: &str) -> Result<Vec<u32>> {
         Value::Null => Ok(Vec::new()),
         Value::Array(ids) => ids.iter().map(one).collect(),
         id => Ok(vec![one(id)?]),
-    }
-}
-
-/// An object of `config.json` with typed access that names what is wrong.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    /// The value, unless it is absent or null.
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.0.get(name).filter(|value| !value.is_null())
-    }
-
-    fn typed<T>(
-        &self,
-        name: &str,
-        kind: &str,
-        read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        self.get(name)
-            .map(|value| {
-                read(value).ok_or_else(|| config(format!("`{name}` is {value}; it must be {kind}")))
-            })
-            .transpose()
-    }
-
-    fn size(&self, name: &str) -> Result<Option<usize>> {
-        self.typed(name, "a whole number", |value| {
-            value
-                .as_u64()
-                .and_then(|number| usize::try_from(number).ok())
-        })
-    }
-
-    fn need(&self, name: &str) -> Result<usize> {
-        self.size(name)?
-            .ok_or_else(|| config(format!("config.json lacks `{name}`")))
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>> {
-        self.typed(name, "a number", Value::as_f64)
-    }
-
-    fn flag(&self, name: &str) -> Result<Option<bool>> {
-        self.typed(name, "true or false", Value::as_bool)
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&'a str>> {
-        self.typed(name, "a text", Value::as_str)
-    }
-
-    fn object(&self, name: &str) -> Result<Option<Fields<'a>>> {
-        self.typed(name, "an object", |value| value.as_object().map(Fields))
     }
 }

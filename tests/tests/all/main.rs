@@ -10,6 +10,7 @@ mod catalogue;
 mod chat_template;
 mod config;
 mod gguf;
+mod gguf_files;
 mod logits_fixture;
 mod models;
 mod sampler;
