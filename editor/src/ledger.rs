@@ -165,6 +165,17 @@ impl Ledger {
     }
 }
 
+/// Reads the ledger in `dir` and checks its chain, without changing it; gives the number of whole frames.
+///
+/// # Errors
+/// When there is none, it cannot be read, or it is damaged.
+pub fn inspect_ledger(dir: &Path) -> Result<u64> {
+    let path = dir.join(FILE_NAME);
+    let bytes = std::fs::read(&path).map_err(Error::io("read the ledger", &path))?;
+    check_head(&bytes, &path)?;
+    Ok(Chain::read(&bytes, &path)?.frames.len() as u64)
+}
+
 /// The frames of a file's bytes, from its head to the end of what is whole.
 struct Chain {
     frames: Vec<Frame>,

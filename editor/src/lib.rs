@@ -31,6 +31,7 @@ pub use editor::{Editor, EditorOptions, Opening};
 pub use error::{Error, Result};
 pub use evaluate::Figures;
 pub use fact::{Fact, FactId, MAX_BYTES, MAX_PROBES, MAX_REQUEST_ID, PLACEHOLDER};
+pub use ledger::inspect_ledger;
 pub use pace::{Pace, Phase, Progress};
 pub use patch::Patch;
 pub use plan::{Planned, PlannedRetirement};

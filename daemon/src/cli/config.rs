@@ -75,7 +75,7 @@ fn print_table(loaded: &Loaded, console: &mut Console) -> Result<()> {
             help(setting.key),
         ]);
     }
-    console.line(&rows.to_string())?;
+    console.rows(rows)?;
     match &loaded.file {
         Some(file) => console.line(&format!("File: {}", file.display())),
         None => console.line("File: none; `addenda config print --toml` writes one to begin with"),

@@ -18,6 +18,7 @@ pub struct Console {
     json: bool,
     colour: bool,
     live: bool,
+    width: Option<u16>,
 }
 
 impl Console {
@@ -30,6 +31,7 @@ impl Console {
             json: false,
             colour: io::stdout().is_terminal(),
             live: io::stderr().is_terminal(),
+            width: terminal_width(),
         }
     }
 
@@ -42,6 +44,7 @@ impl Console {
             json: false,
             colour: false,
             live: false,
+            width: None,
         }
     }
 
@@ -116,6 +119,11 @@ impl Console {
         bar
     }
 
+    /// Columns of the terminal; none where standard output is a file or a pipe.
+    pub(crate) fn width(&self) -> Option<u16> {
+        self.width
+    }
+
     /// Whether progress is drawn.
     pub(crate) fn live(&self) -> bool {
         self.live
@@ -176,4 +184,9 @@ impl Console {
         let code = u8::try_from(error.exit_code()).unwrap_or(2);
         Ok(ExitCode::from(code))
     }
+}
+
+fn terminal_width() -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col)
 }

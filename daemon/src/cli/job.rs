@@ -105,7 +105,7 @@ fn print_list(jobs: &[JobRecord], console: &mut Console) -> Result<()> {
             ago(job.started_at_ms),
         ]);
     }
-    console.line(&rows.to_string())
+    console.rows(rows)
 }
 
 fn print_one(job: &JobRecord, console: &mut Console) -> Result<()> {

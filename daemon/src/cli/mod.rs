@@ -7,6 +7,7 @@ mod ask;
 mod client;
 mod config;
 mod console;
+mod doctor;
 mod error;
 mod fact;
 mod ids;
@@ -66,6 +67,8 @@ enum Command {
     /// Show the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Look for what keeps Addenda from working here, and say how to mend it.
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Runs the command line of this process.
@@ -111,6 +114,7 @@ impl Command {
     fn flags(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Config(command) => command.flags(),
+            Self::Doctor(args) => args.flags(),
             _ => Vec::new(),
         }
     }
@@ -119,6 +123,7 @@ impl Command {
         let connect = &loaded.config.connect;
         match self {
             Self::Config(command) => command.run(loaded, console),
+            Self::Doctor(args) => args.run(loaded, console),
             Self::Model(command) => command.run(&loaded.config, console),
             Self::Ask(args) => client::block_on(args.run(connect, console)),
             Self::Fact(command) => client::block_on(command.run(connect, console)),

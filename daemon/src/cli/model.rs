@@ -115,7 +115,7 @@ fn list(cache_dir: &Path, console: &mut Console) -> Result<()> {
     if console.json() {
         return Ok(());
     }
-    console.line(&rows.to_string())
+    console.rows(rows)
 }
 
 async fn info(connect: &str, console: &mut Console) -> Result<()> {

@@ -3,14 +3,19 @@
 //! Owns the look of every list. Never shortens what a user would have to copy: a short id is
 //! accepted wherever it is shown.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{CellAlignment, ContentArrangement, Table};
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table, TableComponent};
+
+use super::console::Console;
+use super::error::Result;
 
 /// A table under these headings; a heading that begins with `>` aligns its column to the right.
 pub(crate) fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(UTF8_HORIZONTAL_ONLY)
+        .load_preset(NOTHING)
+        .set_style(TableComponent::HeaderLines, '─')
+        .set_style(TableComponent::MiddleHeaderIntersections, '─')
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(
             headings
@@ -35,4 +40,15 @@ pub(crate) fn fields(rows: &[(&str, String)]) -> String {
         .map(|(name, value)| format!("{name:width$}  {value}"))
         .collect();
     lines.join("\n")
+}
+
+impl Console {
+    /// Prints a table, wrapped where there is a terminal; files and pipes get long lines, which
+    /// are better to search.
+    pub(crate) fn rows(&mut self, mut rows: Table) -> Result<()> {
+        if let Some(width) = self.width() {
+            rows.set_width(width);
+        }
+        self.line(&rows.trim_fmt())
+    }
 }

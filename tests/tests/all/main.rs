@@ -8,6 +8,7 @@
 
 mod catalogue;
 mod chat_template;
+mod cli;
 mod config;
 mod gguf;
 mod gguf_files;

@@ -36,7 +36,7 @@ pub(crate) fn list(facts: &[FactRecord], console: &mut Console) -> Result<()> {
             ago(record.added_at_ms),
         ]);
     }
-    console.line(&rows.to_string())
+    console.rows(rows)
 }
 
 pub(crate) fn one(record: &FactRecord, console: &mut Console) -> Result<()> {

@@ -29,7 +29,7 @@ pub(crate) fn list(packets: &[PacketRecord], console: &mut Console) -> Result<()
             ago(packet.last_used_at_ms),
         ]);
     }
-    console.line(&rows.to_string())
+    console.rows(rows)
 }
 
 pub(crate) fn one(packet: &PacketRecord, console: &mut Console) -> Result<()> {
