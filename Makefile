@@ -18,8 +18,7 @@ demo: build ## set up, build, and run the main job on a small real model
 	@$(addenda) demo
 
 test: build ## set up, build, and run all tests
-	@$(addenda) model fetch smollm2-135m
-	@$(addenda) model fetch gemma3-270m
+	@$(addenda) model fetch smollm2-135m gemma3-270m
 	@setup/test.sh
 
 lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
@@ -33,9 +32,7 @@ bench: build ## compare with peers (needs benches/)
 	cargo bench --workspace --locked
 
 models: build ## fetch the four models of the catalogue (2 GB)
-	@for name in smollm2-135m gemma3-270m qwen2.5-0.5b qwen2.5-1.5b; do \
-		$(addenda) model fetch $$name || exit 1; \
-	done
+	@$(addenda) model fetch smollm2-135m gemma3-270m qwen2.5-0.5b qwen2.5-1.5b
 
 build: setup ## the binary, target/release/addenda
 	@cargo build --release --workspace --bin addenda --locked
