@@ -18,6 +18,7 @@
 mod fetch;
 mod hub;
 mod pypi;
+mod repository;
 
 use std::fs::File;
 use std::io::Read;
@@ -31,7 +32,7 @@ pub use fetch::{FetchProgress, Fetcher, fetch};
 
 use crate::config::Architecture;
 use crate::error::{Error, Result};
-use hub::Repository;
+use repository::Repository;
 
 /// The file name of a catalogue model in the cache, whatever it was called at its source.
 const MODEL_FILE: &str = "model.gguf";

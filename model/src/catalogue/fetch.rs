@@ -10,7 +10,7 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::hub::Repository;
+use super::repository::Repository;
 use super::{CatalogueEntry, MODEL_FILE, Source, entry, models_dir, pypi, unknown_model};
 use crate::error::{Error, Result};
 

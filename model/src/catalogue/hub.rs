@@ -1,11 +1,9 @@
-//! Models out of repositories of the Hugging Face hub.
+//! Transfers from the Hugging Face hub.
 //!
-//! Owns how a repository is named, which of its files make a model, and where they lie in the
-//! cache. The transfer itself is the `hf-hub` crate's.
+//! Owns what is asked of the `hf-hub` crate, which moves the bytes, and what its complaints mean.
 //!
-//! Invariants: all files of a model are of one commit; no name that a hub gives leads out of
-//! the model's own directory; `config.json` comes last, so that a directory which has one is
-//! whole.
+//! Invariants: all files of a model are of one commit; `config.json` is published last, so that a
+//! directory which has one is whole.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,104 +12,11 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::fetch::{FetchProgress, Fetcher, Progress, at, publish};
+use super::repository::{Repository, is_plain};
 use super::{models_dir, sha256_file};
 use crate::error::{Error, Result};
 
-/// The small files beside the weights. Only `config.json` must be there.
-const SMALL_FILES: [&str; 14] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "model.safetensors.index.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
-];
-
-/// A repository of the hub as a person names it: `owner/name`, `owner/name@revision`,
-/// `owner/name/file.gguf`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Repository {
-    id: String,
-    revision: Option<String>,
-    file: Option<String>,
-}
-
 impl Repository {
-    /// Reads a repository's name; `None` when it is not one, a path for instance.
-    pub(super) fn parse(name: &str) -> Option<Self> {
-        let (name, revision) = match name.split_once('@') {
-            Some((name, revision)) => (name, Some(revision)),
-            None => (name, None),
-        };
-        let segments: Vec<&str> = name.split('/').collect();
-        let is_gguf = |segment: &str| segment.ends_with(".gguf");
-        let (owner, repository, file) = match *segments.as_slice() {
-            [owner, repository] if !is_gguf(repository) => (owner, repository, None),
-            [owner, repository, file] if is_gguf(file) => (owner, repository, Some(file)),
-            _ => return None,
-        };
-        let plain = segments.iter().all(|segment| is_plain(segment))
-            && revision.is_none_or(|revision| revision.split('/').all(is_plain));
-        plain.then(|| Self {
-            id: format!("{owner}/{repository}"),
-            revision: revision.map(str::to_owned),
-            file: file.map(str::to_owned),
-        })
-    }
-
-    /// The one file of a repository that the catalogue names.
-    pub(super) fn single_file(id: &str, revision: &str, file: &str) -> Result<Self> {
-        Self::parse(&format!("{id}/{file}@{revision}")).ok_or_else(|| {
-            Error::Invalid(format!(
-                "the catalogue names `{file}` of `{id}`, which is no name of a GGUF file in a \
-                 repository"
-            ))
-        })
-    }
-
-    /// The name of its directory in the cache.
-    pub(super) fn folder(&self) -> String {
-        let folder = self.id.replace('/', "--");
-        match &self.revision {
-            Some(revision) => format!("{folder}@{}", revision.replace('/', "--")),
-            None => folder,
-        }
-    }
-
-    /// What lies in the cache of it: its directory, or its GGUF file.
-    pub(super) fn find(&self, cache_dir: &Path) -> Result<Option<PathBuf>> {
-        let dir = models_dir(cache_dir).join(self.folder());
-        if let Some(file) = &self.file {
-            let path = dir.join(file);
-            return Ok(path.is_file().then_some(path));
-        }
-        if dir.join("config.json").is_file() {
-            return Ok(Some(dir));
-        }
-        let Ok(files) = fs::read_dir(&dir) else {
-            return Ok(None);
-        };
-        let mut files: Vec<PathBuf> = files
-            .filter_map(|file| Some(file.ok()?.path()))
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "gguf")
-            })
-            .collect();
-        match files.len() {
-            0 | 1 => Ok(files.pop()),
-            _ => Err(self.several(files.iter().filter_map(|path| path.file_name()?.to_str()))),
-        }
-    }
-
     /// Fetches what makes a model of it into the cache; returns its directory or GGUF file.
     pub(super) fn fetch(
         &self,
@@ -155,45 +60,6 @@ impl Repository {
     ) -> Result<PathBuf> {
         let revision = self.revision.as_deref().unwrap_or("main");
         self.download(fetcher, revision, name, dir, progress)
-    }
-
-    /// Which of a repository's files make a model.
-    fn choose<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<Vec<String>> {
-        // Files in folders are other formats of the same model; and a name that is not plain
-        // must not become a path here.
-        let names: Vec<&str> = names.filter(|name| is_plain(name)).collect();
-        if let Some(file) = &self.file {
-            return if names.contains(&file.as_str()) {
-                Ok(vec![file.clone()])
-            } else {
-                Err(self.fault(format!("the repository has no file {file}")))
-            };
-        }
-        let ending = |ending: &str| -> Vec<&str> {
-            let found = names.iter().filter(|name| name.ends_with(ending));
-            found.copied().collect()
-        };
-        let mut weights = ending(".safetensors");
-        if weights.iter().any(|name| name.starts_with("model")) {
-            // Some repositories hold the same weights a second time under another name.
-            weights.retain(|name| name.starts_with("model"));
-        }
-        let mut ggufs = ending(".gguf");
-        if !weights.is_empty() && names.contains(&"config.json") {
-            let small = names.iter().filter(|name| SMALL_FILES.contains(name));
-            weights.extend(small);
-            Ok(weights.into_iter().map(str::to_owned).collect())
-        } else if ggufs.len() > 1 {
-            ggufs.sort_unstable();
-            Err(self.several(ggufs.into_iter()))
-        } else if let Some(only) = ggufs.pop() {
-            Ok(vec![only.to_owned()])
-        } else {
-            Err(self.fault(
-                "the repository holds neither safetensors with a config.json nor a GGUF file"
-                    .to_owned(),
-            ))
-        }
     }
 
     /// Downloads one file of one revision into `dir/REVISION/NAME`.
@@ -304,21 +170,6 @@ impl Repository {
             format!("the transfer from the hub failed; run the same command again ({text})")
         })
     }
-
-    fn several<'a>(&self, files: impl Iterator<Item = &'a str>) -> Error {
-        let files: Vec<String> = files.map(|file| format!("{}/{file}", self.id)).collect();
-        self.fault(format!(
-            "there are several GGUF files: name one of {}",
-            files.join(", ")
-        ))
-    }
-
-    fn fault(&self, reason: String) -> Error {
-        Error::Fetch {
-            what: self.id.clone(),
-            reason,
-        }
-    }
 }
 
 /// Where `hf-hub` keeps what it transfers, until it is moved to its place.
@@ -330,15 +181,6 @@ fn hub_cache(dir: &Path) -> PathBuf {
 /// longer: it can't be gone on with.
 fn is_stale_part(fault: &ApiError) -> bool {
     matches!(fault, ApiError::InvalidResume) || fault.to_string().contains("status code 416")
-}
-
-/// One segment of a path that stays where it is put.
-fn is_plain(segment: &str) -> bool {
-    !segment.is_empty()
-        && !segment.starts_with('.')
-        && segment
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
 }
 
 /// Hands `hf-hub`'s counts on as ours.
