@@ -1,4 +1,19 @@
 //! The daemon and the command line of Addenda.
+//!
+//! [`server::serve`] runs the daemon: one engine thread that owns libtorch, the packet store, and
+//! the gRPC face over both. [`cli::main`] is the command line, which talks to it over gRPC.
 
 pub mod cli;
 pub mod config;
+mod digest;
+mod documents;
+mod engine;
+pub mod error;
+mod grpc;
+mod jobs;
+mod limits;
+mod packets;
+mod prompt;
+pub mod server;
+mod shutdown;
+pub mod telemetry;

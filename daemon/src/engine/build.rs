@@ -1,0 +1,96 @@
+//! One document on its way to a packet: an isolated prefill, a chunk at a time.
+//!
+//! Owns the KV until it is bytes. Writes nothing to disk: that is its client's part, so that no
+//! fsync ever holds the engine. Invariant: a packet is computed under one weights revision; when
+//! the weights change it begins again.
+
+use addenda_model::{Input, SequenceKv, Transformer};
+use tokio::sync::oneshot;
+
+use crate::digest::Digest;
+use crate::engine::command::{Build, Built, Ticket};
+use crate::error::{Error, Result};
+
+/// A document on its way to a packet.
+pub(crate) struct Building {
+    pub(crate) ticket: Ticket,
+    ids: Vec<u32>,
+    done: usize,
+    kv: SequenceKv,
+    revision: Digest,
+    reply: oneshot::Sender<Result<Built>>,
+}
+
+impl Building {
+    /// Begins, or answers with what is wrong.
+    pub(crate) fn begin(
+        ticket: Ticket,
+        request: Build,
+        model: &Transformer,
+        revision: Digest,
+    ) -> Option<Self> {
+        match model.new_kv() {
+            Ok(kv) => Some(Self {
+                ticket,
+                ids: request.ids,
+                done: 0,
+                kv,
+                revision,
+                reply: request.reply,
+            }),
+            Err(error) => {
+                drop(request.reply.send(Err(error.into())));
+                None
+            }
+        }
+    }
+
+    /// Whether somebody still wants it.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.reply.is_closed() {
+            return Err(Error::Cancelled);
+        }
+        self.ticket.check()
+    }
+
+    /// Computes the next chunk; true when there is none left.
+    ///
+    /// # Errors
+    /// The model's.
+    pub(crate) fn step(&mut self, model: &Transformer, chunk: usize) -> Result<bool> {
+        let rest = self.ids.get(self.done..).unwrap_or_default();
+        let run = rest.get(..chunk.max(1)).unwrap_or(rest);
+        if !run.is_empty() {
+            // Only what the pass leaves in the context is wanted.
+            drop(model.forward(Input::Ids(run), &mut self.kv)?);
+            self.done += run.len();
+        }
+        Ok(self.done == self.ids.len())
+    }
+
+    /// Begins again under new weights.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn weights_changed(&mut self, revision: Digest, model: &Transformer) -> Result<()> {
+        if revision != self.revision {
+            self.kv = model.new_kv()?;
+            self.done = 0;
+            self.revision = revision;
+        }
+        Ok(())
+    }
+
+    /// Answers with the bytes, or with the error.
+    pub(crate) fn end(self, result: Result<()>) {
+        let bytes = result.and_then(|()| Ok(self.kv.into_packet()?.to_bytes()?));
+        let built = bytes.map(|bytes| Built {
+            bytes,
+            revision: self.revision,
+        });
+        drop(self.reply.send(built));
+    }
+}

@@ -1,0 +1,247 @@
+//! What the engine can be asked to do, and the ticket that each request carries.
+//!
+//! Owns the messages between the gRPC side and the engine's thread. Every command has a channel
+//! for its answer; a command that is refused still answers.
+
+use std::time::{Duration, Instant};
+
+use addenda_editor::{Added, Editor, Fact, FactId, FactRecord, Figures};
+use addenda_model::{SamplingParams, Transformer};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::jobs::JobHandle;
+use crate::packets::PacketSource;
+
+/// The conditions under which a request is served.
+#[derive(Debug, Clone)]
+pub(crate) struct Ticket {
+    pub(crate) received: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) cancel: CancellationToken,
+    /// Whether it waits for a place in a full queue rather than be refused: background work.
+    pub(crate) patient: bool,
+    pub(crate) span: Span,
+}
+
+impl Ticket {
+    /// Whether the request is still wanted.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+        {
+            return Err(Error::Deadline);
+        }
+        Ok(())
+    }
+}
+
+/// One request at the engine's door.
+pub(crate) struct Waiting {
+    pub(crate) ticket: Ticket,
+    pub(crate) command: Command,
+}
+
+/// What the engine can be asked to do.
+pub(crate) enum Command {
+    /// Generate one answer.
+    Generate(Box<Generate>),
+    /// Score given continuations.
+    Score(Box<Score>),
+    /// Compute one document's KV in isolation.
+    Build(Box<Build>),
+    /// Change or measure the weights.
+    Edit(Box<Edit>),
+    /// Look something up; takes no time to speak of.
+    Consult(Consult),
+}
+
+/// A part of a context, in order.
+#[derive(Debug, Clone)]
+pub(crate) enum Segment {
+    /// Tokens to be computed.
+    Tokens(Vec<u32>),
+    /// KV that is there already.
+    Packet(PacketSource),
+}
+
+/// A context: at least one token to compute at its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Prompt {
+    pub(crate) segments: Vec<Segment>,
+    /// All token ids, those of packets included, in order.
+    pub(crate) ids: Vec<u32>,
+}
+
+impl Prompt {
+    /// Tokens that come from packets.
+    pub(crate) fn packet_tokens(&self) -> usize {
+        let tokens = |segment: &Segment| match segment {
+            Segment::Tokens(_) => 0,
+            Segment::Packet(packet) => packet.tokens(),
+        };
+        self.segments.iter().map(tokens).sum()
+    }
+}
+
+/// A request to generate.
+pub(crate) struct Generate {
+    pub(crate) prompt: Prompt,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) max_tokens: usize,
+    pub(crate) stop: Vec<String>,
+    /// How many alternatives to report with each token.
+    pub(crate) top: usize,
+    pub(crate) events: mpsc::Sender<Result<Event>>,
+}
+
+/// What comes out of a generating sequence.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A token, with the text that became certain with it.
+    Token(Emitted),
+    /// The end. Nothing follows.
+    Finished(Finished),
+}
+
+/// One generated token.
+#[derive(Debug)]
+pub(crate) struct Emitted {
+    pub(crate) id: u32,
+    pub(crate) text: String,
+    pub(crate) logprob: f32,
+    /// Id, text alone, log-probability.
+    pub(crate) top: Vec<(u32, String, f32)>,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finish {
+    End,
+    Length,
+    Stop,
+}
+
+/// How an answer was made.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) finish: Finish,
+    pub(crate) generated: usize,
+    pub(crate) ttft: Duration,
+    pub(crate) total: Duration,
+    pub(crate) under: Under,
+}
+
+/// The weights that answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Under {
+    pub(crate) revision: Digest,
+    pub(crate) active_facts: usize,
+    /// Whether they changed after the first token.
+    pub(crate) changed: bool,
+}
+
+/// A request to score.
+pub(crate) struct Score {
+    pub(crate) prompt: Prompt,
+    pub(crate) continuations: Vec<Vec<u32>>,
+    pub(crate) reply: oneshot::Sender<Result<Scored>>,
+}
+
+/// Scores in the order of the continuations.
+#[derive(Debug)]
+pub(crate) struct Scored {
+    pub(crate) scores: Vec<ScoredContinuation>,
+    pub(crate) under: Under,
+}
+
+/// One continuation's score.
+#[derive(Debug)]
+pub(crate) struct ScoredContinuation {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) logprobs: Vec<f32>,
+    pub(crate) greedy: bool,
+}
+
+/// A request to compute one document's KV.
+pub(crate) struct Build {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) reply: oneshot::Sender<Result<Built>>,
+}
+
+/// A document's KV as bytes, and the weights that it was computed under.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) revision: Digest,
+}
+
+/// A request that changes or measures the weights.
+pub(crate) enum Edit {
+    /// Add a fact.
+    Add {
+        fact: Fact,
+        /// Empty: not idempotent beyond the fact itself.
+        request_id: String,
+        job: JobHandle,
+        reply: oneshot::Sender<Result<Added>>,
+    },
+    /// Retire a fact.
+    Retire {
+        id: FactId,
+        reply: oneshot::Sender<Result<(FactRecord, Digest)>>,
+    },
+    /// Measure an active fact again.
+    Check {
+        id: FactId,
+        reply: oneshot::Sender<Result<(FactRecord, Figures)>>,
+    },
+}
+
+/// What a consultation sees.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) model: &'a Transformer,
+    pub(crate) editor: &'a Editor,
+}
+
+/// A look at the engine's state, or the reason why there will be none.
+pub(crate) type Consult = Box<dyn FnOnce(Result<View<'_>>) + Send>;
+
+impl Command {
+    /// Answers with an error instead of doing it.
+    pub(crate) fn refuse(self, error: Error) {
+        match self {
+            Self::Generate(generate) => {
+                // The channel is new, so there is room; if not, its client is gone.
+                drop(generate.events.try_send(Err(error)));
+            }
+            Self::Score(score) => drop(score.reply.send(Err(error))),
+            Self::Build(build) => drop(build.reply.send(Err(error))),
+            Self::Edit(edit) => edit.refuse(error),
+            Self::Consult(consult) => consult(Err(error)),
+        }
+    }
+}
+
+impl Edit {
+    /// Answers with an error instead of doing it.
+    pub(crate) fn refuse(self, error: Error) {
+        match self {
+            Self::Add { job, reply, .. } => {
+                let result = Err(error);
+                job.end(&result);
+                drop(reply.send(result));
+            }
+            Self::Retire { reply, .. } => drop(reply.send(Err(error))),
+            Self::Check { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Edits, one at a time: planned in small steps beside other requests, committed between two steps.
+//!
+//! Owns the model and the editor, and so every change of the weights. Invariants: planning changes
+//! nothing; only a failure within a commit can leave the weights in doubt, and then the engine is
+//! poisoned; the revision is made known in the same breath as the weights change.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use addenda_editor::{Editor, Error as EditorError, Pace, Progress};
+use addenda_model::{Tokenizer, Transformer};
+
+use crate::digest::Digest;
+use crate::engine::command::{Command, Edit, Ticket, Under, View, Waiting};
+use crate::engine::scheduler::{Floor, guard};
+use crate::error::{Error, Result};
+use crate::jobs::JobHandle;
+
+/// The weights, and who may change them.
+pub(crate) struct Bench {
+    pub(crate) model: Transformer,
+    pub(crate) editor: Editor,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+}
+
+impl Bench {
+    /// What consultations see.
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            model: &self.model,
+            editor: &self.editor,
+        }
+    }
+
+    /// The weights as they are now.
+    pub(crate) fn under(&self) -> Under {
+        Under {
+            revision: Digest(self.editor.revision()),
+            active_facts: self.editor.active(),
+            changed: false,
+        }
+    }
+
+    /// Number of the ledger's last frame.
+    pub(crate) fn ledger_length(&self) -> u64 {
+        self.editor
+            .events(0)
+            .last()
+            .map_or(0, |event| event.sequence)
+    }
+
+    /// Does one edit, from its plan to its answer.
+    pub(crate) fn edit(&mut self, floor: &mut Floor, waiting: Waiting) {
+        let Waiting { ticket, command } = waiting;
+        let Command::Edit(edit) = command else {
+            command.refuse(Error::invalid("command", "is no edit"));
+            return;
+        };
+        let span = ticket.span.clone();
+        let _span = span.enter();
+        match *edit {
+            Edit::Add {
+                fact,
+                request_id,
+                job,
+                reply,
+            } => {
+                let planned = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    bench
+                        .editor
+                        .plan_add(&bench.model, &bench.tokenizer, fact, &request_id, pace)
+                });
+                let added = planned.and_then(|planned| {
+                    self.commit(floor, |bench| {
+                        bench.editor.commit_add(&mut bench.model, planned)
+                    })
+                });
+                job.end(&added);
+                drop(reply.send(added));
+            }
+            Edit::Retire { id, reply } => {
+                let planned = self.plan(floor, &ticket, None, |bench, pace| {
+                    bench
+                        .editor
+                        .plan_retire(&bench.model, &bench.tokenizer, id, pace)
+                });
+                let record = planned.and_then(|planned| {
+                    self.commit(floor, |bench| {
+                        bench.editor.commit_retire(&mut bench.model, planned)
+                    })
+                });
+                let revision = self.under().revision;
+                drop(reply.send(record.map(|record| (record, revision))));
+            }
+            Edit::Check { id, reply } => {
+                let figures = self.plan(floor, &ticket, None, |bench, pace| {
+                    let figures = bench
+                        .editor
+                        .check(&bench.model, &bench.tokenizer, id, pace)?;
+                    Ok((bench.editor.get(id)?.clone(), figures))
+                });
+                drop(reply.send(figures));
+            }
+        }
+    }
+
+    /// Works something out in small steps, between which others are served. Changes nothing.
+    fn plan<T>(
+        &self,
+        floor: &mut Floor,
+        ticket: &Ticket,
+        job: Option<&JobHandle>,
+        work: impl FnOnce(&Self, &mut Pace<'_>) -> addenda_editor::Result<T>,
+    ) -> Result<T> {
+        let mut step = Instant::now();
+        let mut stopped = None;
+        let mut pace = |progress: Progress| {
+            if let Some(job) = job {
+                job.progress(&progress.phase.to_string(), progress.done, progress.total);
+            }
+            let wanted = if floor.abort.is_cancelled() {
+                Err(Error::Stopping)
+            } else {
+                ticket.check()
+            };
+            if let Err(error) = wanted {
+                stopped = Some(error);
+                return Err(EditorError::Cancelled);
+            }
+            floor.serve(self.view(), step.elapsed());
+            step = Instant::now();
+            Ok(())
+        };
+        let planned = guard(|| Ok(work(self, &mut pace)?));
+        planned.map_err(|error| stopped.unwrap_or(error))
+    }
+
+    /// Writes what was planned, and makes the new weights known.
+    fn commit<T>(
+        &mut self,
+        floor: &mut Floor,
+        work: impl FnOnce(&mut Self) -> addenda_editor::Result<T>,
+    ) -> Result<T> {
+        let before = self.under();
+        let result = guard(|| Ok(work(self)?));
+        if let Err(error) = &result
+            && is_half_way(error)
+        {
+            floor.poison(error.to_string());
+            return result;
+        }
+        let under = self.under();
+        if under.revision != before.revision {
+            floor.weights_changed(&self.model, under, self.ledger_length());
+        }
+        result
+    }
+}
+
+/// Whether a failed commit may have left ledger and weights at odds.
+fn is_half_way(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Panicked { .. }
+            | Error::Editor(EditorError::Install(_) | EditorError::InconsistentLedger { .. })
+    )
+}

@@ -1,0 +1,176 @@
+//! One answer, token by token: samples, turns tokens into text, looks for its end, reports.
+//!
+//! Owns the sampler and the text of one generating sequence; never chooses when it runs. Invariant:
+//! exactly one last event is sent, for which a place in the channel is kept from the beginning.
+
+use std::time::Instant;
+
+use addenda_model::{Input, Sampler, SequenceKv, TextStream, Tokenizer, Transformer};
+use tch::Tensor;
+use tokio::sync::mpsc::{OwnedPermit, Sender};
+
+use crate::engine::command::{Emitted, Event, Finish, Finished, Generate, Prompt, Ticket, Under};
+use crate::engine::stops::Stops;
+use crate::error::{Error, Result};
+
+/// What generates, once its prompt is in the context.
+pub(crate) struct Generating {
+    sampler: Sampler,
+    /// None after the end.
+    text: Option<TextStream>,
+    stops: Stops,
+    top: usize,
+    max_tokens: usize,
+    generated: usize,
+    last: Option<u32>,
+    first_at: Option<Instant>,
+    events: Sender<Result<Event>>,
+    /// The place of the last event.
+    farewell: OwnedPermit<Result<Event>>,
+}
+
+impl Generating {
+    /// Takes a request apart into its prompt and what happens after it.
+    ///
+    /// # Errors
+    /// Sampling settings out of range, or a client that is gone already; the error has been
+    /// reported where there is somebody to report to.
+    pub(crate) fn new(request: Generate, tokenizer: &Tokenizer) -> Result<(Prompt, Self)> {
+        let events = request.events;
+        let farewell = events
+            .clone()
+            .try_reserve_owned()
+            .map_err(|_| Error::Cancelled)?;
+        let mut sampler = match Sampler::new(request.sampling) {
+            Ok(sampler) => sampler,
+            Err(error) => {
+                farewell.send(Err(error.into()));
+                return Err(Error::Cancelled);
+            }
+        };
+        sampler.observe(&request.prompt.ids);
+        let generating = Self {
+            sampler,
+            text: Some(tokenizer.stream()),
+            stops: Stops::new(request.stop),
+            top: request.top,
+            max_tokens: request.max_tokens,
+            generated: 0,
+            last: None,
+            first_at: None,
+            events,
+            farewell,
+        };
+        Ok((request.prompt, generating))
+    }
+
+    /// Whether the client reads fast enough for another token.
+    pub(crate) fn has_room(&self) -> bool {
+        self.events.capacity() > 0
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// One decode step: computes the token after the last one.
+    ///
+    /// # Errors
+    /// The model's.
+    pub(crate) fn decode(
+        &mut self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        kv: &mut SequenceKv,
+    ) -> Result<Option<Finish>> {
+        let Some(last) = self.last else {
+            return Err(Error::invalid("prompt", "was not computed before decoding"));
+        };
+        let hidden = model.forward(Input::Ids(&[last]), kv)?;
+        let hidden = hidden.f_select(0, -1)?;
+        self.emit(model, tokenizer, &hidden)
+    }
+
+    /// Chooses the token after `hidden` `[d]` and reports it.
+    ///
+    /// # Errors
+    /// The model's.
+    pub(crate) fn emit(
+        &mut self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        hidden: &Tensor,
+    ) -> Result<Option<Finish>> {
+        let logits = model.logits(hidden)?;
+        let sampled = self.sampler.sample(&logits, self.top)?;
+        self.first_at.get_or_insert_with(Instant::now);
+        self.last = Some(sampled.id);
+        let mut finish = None;
+        let mut text = String::new();
+        if tokenizer.is_end(sampled.id) {
+            finish = Some(Finish::End);
+        } else {
+            self.generated += 1;
+            let piece = self
+                .text
+                .as_mut()
+                .map(|text| text.push(sampled.id))
+                .transpose()?;
+            let (certain, stopped) = self.stops.push(&piece.unwrap_or_default());
+            text = certain;
+            if stopped {
+                finish = Some(Finish::Stop);
+            } else if self.generated >= self.max_tokens {
+                finish = Some(Finish::Length);
+            }
+        }
+        if matches!(finish, Some(Finish::End | Finish::Length)) {
+            text.push_str(&self.flush());
+        }
+        // The end token itself is no text; it is reported only if it carries what was held back.
+        if finish == Some(Finish::End) && text.is_empty() {
+            return Ok(finish);
+        }
+        let alternatives = sampled.top.iter();
+        let top = alternatives.map(|&(id, logprob)| (id, tokenizer.piece(id), logprob));
+        let token = Emitted {
+            id: sampled.id,
+            text,
+            logprob: sampled.logprob,
+            top: top.collect(),
+        };
+        // The room was seen before the step and nobody else sends here; a closed channel is
+        // noticed at the next look.
+        drop(self.events.try_send(Ok(Event::Token(token))));
+        Ok(finish)
+    }
+
+    /// The text that was held back for its end to be known.
+    fn flush(&mut self) -> String {
+        let last = self.text.take().map(TextStream::finish).unwrap_or_default();
+        let (mut text, stopped) = self.stops.push(&last);
+        if !stopped {
+            text.push_str(&self.stops.rest());
+        }
+        text
+    }
+
+    /// Sends the last event.
+    pub(crate) fn end(self, ticket: &Ticket, under: Under, result: Result<Finish>) {
+        let event = result.map(|finish| {
+            let first_at = self.first_at.unwrap_or_else(Instant::now);
+            Event::Finished(Finished {
+                finish,
+                generated: self.generated,
+                ttft: first_at.duration_since(ticket.received),
+                total: ticket.received.elapsed(),
+                under,
+            })
+        });
+        self.farewell.send(event);
+    }
+}

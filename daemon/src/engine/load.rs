@@ -1,0 +1,126 @@
+//! What the engine's thread does first: device, threads, model, facts.
+//!
+//! Owns the choices that `auto` leaves open (device, dtype). Never serves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use addenda_editor::{Corpus, Editor, EditorOptions, Settings};
+use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Tokenizer, Transformer};
+use tch::{Device, Kind};
+
+use crate::config::{Config, DeviceChoice, DtypeChoice};
+use crate::digest::Digest;
+use crate::engine::edit::Bench;
+use crate::error::Result;
+
+/// What the engine is started with.
+pub(crate) struct Setup {
+    pub(crate) config: Config,
+    /// Directory or file of the model.
+    pub(crate) model_path: PathBuf,
+}
+
+/// What the rest of the daemon knows of the model: everything but its tensors.
+pub(crate) struct Loaded {
+    pub(crate) model_path: PathBuf,
+    pub(crate) config: ModelConfig,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) chat_template: Option<ChatTemplate>,
+    pub(crate) fingerprint: Digest,
+    pub(crate) parameters: u64,
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
+}
+
+/// Loads all of it on the calling thread, which is the engine's.
+pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
+    let config = &setup.config;
+    let device = device(config.device)?;
+    addenda_model::tensor::set_threads(config.thread_count());
+    let kind = kind(config.dtype, device);
+    let started = std::time::Instant::now();
+    let files = ModelFiles::open(&setup.model_path)?;
+    let tokenizer = Arc::new(files.tokenizer);
+    let model_config = files.config.clone();
+    let mut model = Transformer::load(files.config, files.weights, device, kind)?;
+    tracing::info!(
+        path = %setup.model_path.display(),
+        parameters = model.parameters(),
+        dtype = addenda_model::tensor::kind_name(kind),
+        threads = config.thread_count(),
+        seconds = started.elapsed().as_secs_f32(),
+        "the model is loaded"
+    );
+    let editor = open_editor(config, &mut model, &tokenizer, files.fingerprint)?;
+    let loaded = Loaded {
+        model_path: setup.model_path.clone(),
+        config: model_config,
+        tokenizer: Arc::clone(&tokenizer),
+        chat_template: files.chat_template,
+        fingerprint: Digest(files.fingerprint),
+        parameters: model.parameters(),
+        kind,
+        device,
+    };
+    let bench = Bench {
+        model,
+        editor,
+        tokenizer,
+    };
+    Ok((bench, loaded))
+}
+
+fn device(choice: DeviceChoice) -> Result<Device> {
+    match choice {
+        DeviceChoice::Auto if tch::Cuda::device_count() > 0 => Ok(Device::Cuda(0)),
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(index) => Ok(addenda_model::tensor::parse_device(&format!(
+            "cuda:{index}"
+        ))?),
+    }
+}
+
+fn kind(choice: DtypeChoice, device: Device) -> Kind {
+    match choice {
+        DtypeChoice::F32 => Kind::Float,
+        DtypeChoice::Bf16 => Kind::BFloat16,
+        DtypeChoice::Auto if device.is_cuda() || cpu_has_bf16() => Kind::BFloat16,
+        DtypeChoice::Auto => Kind::Float,
+    }
+}
+
+/// Whether this processor multiplies bf16 itself; elsewhere f32 is faster.
+fn cpu_has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Replays the ledger: all facts that were active are active again.
+fn open_editor(
+    config: &Config,
+    model: &mut Transformer,
+    tokenizer: &Tokenizer,
+    fingerprint: [u8; 32],
+) -> Result<Editor> {
+    let options = EditorOptions {
+        ledger_dir: config.data_dir.join("ledger"),
+        moment_dir: config.cache_dir.join("moments"),
+        fingerprint,
+        settings: Settings::for_model(model.config())?,
+        corpus: Corpus::shipped(),
+    };
+    let editor = Editor::open(options, model, tokenizer, &mut |progress| {
+        tracing::debug!(phase = %progress.phase, progress.done, progress.total, "replaying the ledger");
+        Ok(())
+    })?;
+    let opening = editor.opening();
+    tracing::info!(
+        frames = opening.frames,
+        active = opening.active,
+        "the ledger is replayed"
+    );
+    Ok(editor)
+}

@@ -1,0 +1,294 @@
+//! The order of work on the engine's thread: rounds over running sequences, with steps of packets
+//! and edits between them.
+//!
+//! Owns everything that runs but the weights. Invariants: a request that fails, panics, expires or
+//! loses its client ends alone; at most one packet is computed at a time; an edit starts only from
+//! the thread's own loop, never from within another edit.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use addenda_model::{Tokenizer, Transformer};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::batch::Round;
+use crate::engine::build::Building;
+use crate::engine::command::{Command, Ticket, Under, View, Waiting};
+use crate::engine::queue::Queue;
+use crate::engine::sequence::{Sequence, Stage};
+use crate::engine::{EngineState, Health};
+use crate::error::{Error, Result};
+use crate::limits;
+use crate::packets::Shelf;
+
+/// Longest time that others are served between two steps of an edit that is itself quick.
+const LEAST_TURN: Duration = Duration::from_millis(20);
+
+/// Everything that runs, beside the weights.
+pub(crate) struct Floor {
+    pub(crate) queue: Arc<Queue<Waiting>>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) shelf: Shelf,
+    pub(crate) state: watch::Sender<EngineState>,
+    /// Cancelled when those that run may run no longer.
+    pub(crate) abort: CancellationToken,
+    /// Tokens of a prefill step where nothing else runs.
+    pub(crate) chunk: usize,
+    sequences: Vec<Sequence>,
+    building: Option<Building>,
+    /// The place that prefilled last.
+    turn: usize,
+    under: Under,
+}
+
+impl Floor {
+    pub(crate) fn new(
+        queue: Arc<Queue<Waiting>>,
+        tokenizer: Arc<Tokenizer>,
+        shelf: Shelf,
+        state: watch::Sender<EngineState>,
+        (abort, chunk): (CancellationToken, usize),
+    ) -> Self {
+        let under = state.borrow().under;
+        Self {
+            queue,
+            tokenizer,
+            shelf,
+            state,
+            abort,
+            chunk,
+            sequences: Vec::new(),
+            building: None,
+            turn: 0,
+            under,
+        }
+    }
+
+    /// Whether nothing runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.sequences.is_empty() && self.building.is_none()
+    }
+
+    /// One round: takes in what came, drops what is unwanted, steps what runs. True if anything
+    /// was computed.
+    pub(crate) fn round(&mut self, view: View<'_>) -> bool {
+        self.sweep();
+        self.take_in(view);
+        let round = Round::choose(&self.sequences, self.turn);
+        let worked = !round.is_empty() || self.building.is_some();
+        self.step_sequences(view.model, &round);
+        self.step_building(view.model, &round);
+        worked
+    }
+
+    /// Serves others between two steps of an edit, about as long as its last step took.
+    pub(crate) fn serve(&mut self, view: View<'_>, spent: Duration) {
+        let until = Instant::now() + spent.max(LEAST_TURN);
+        while self.round(view) && Instant::now() < until {}
+    }
+
+    /// The next edit that waits, with its ticket.
+    pub(crate) fn next_edit(&self) -> Option<Waiting> {
+        let is_edit = |waiting: &Waiting| matches!(waiting.command, Command::Edit(_));
+        self.queue.take_first(is_edit)
+    }
+
+    /// Sleeps until something may have changed.
+    pub(crate) fn rest(&self) {
+        let mut first: Option<Instant> = None;
+        let mut look = |ticket: &Ticket| {
+            if let Some(deadline) = ticket.deadline {
+                first = Some(first.map_or(deadline, |first| first.min(deadline)));
+            }
+        };
+        self.sequences
+            .iter()
+            .for_each(|sequence| look(&sequence.ticket));
+        self.queue.each(|waiting| look(&waiting.ticket));
+        self.queue.wait(first);
+    }
+
+    /// Makes new weights known: to what runs, and to the rest of the daemon.
+    pub(crate) fn weights_changed(&mut self, model: &Transformer, under: Under, ledger: u64) {
+        self.under = under;
+        self.state.send_modify(|state| {
+            state.under = under;
+            state.ledger = ledger;
+        });
+        let mut kept = Vec::with_capacity(self.sequences.len());
+        for mut sequence in self.sequences.drain(..) {
+            match sequence.weights_changed(under, model) {
+                Ok(()) => kept.push(sequence),
+                Err(error) => sequence.end(Err(error)),
+            }
+        }
+        self.sequences = kept;
+        if let Some(mut building) = self.building.take() {
+            match building.weights_changed(under.revision, model) {
+                Ok(()) => self.building = Some(building),
+                Err(error) => building.end(Err(error)),
+            }
+        }
+    }
+
+    /// Takes no more work but consultations: the weights are in doubt.
+    pub(crate) fn poison(&mut self, reason: String) {
+        tracing::error!(%reason, "the weights are in doubt; every request is refused until a restart");
+        self.state
+            .send_modify(|state| state.health = Health::Poisoned(reason));
+        self.sweep();
+    }
+
+    /// Ends what is unwanted, running or waiting.
+    fn sweep(&mut self) {
+        let verdict = self.verdict();
+        for waiting in self
+            .queue
+            .take_all(|waiting| unwanted(waiting, verdict.as_ref()))
+        {
+            let error = waiting.ticket.check().err();
+            waiting
+                .command
+                .refuse(error.or_else(|| self.verdict()).unwrap_or(Error::Cancelled));
+        }
+        let mut kept = Vec::with_capacity(self.sequences.len());
+        for sequence in self.sequences.drain(..) {
+            match sequence.check() {
+                Ok(()) if verdict.is_none() => kept.push(sequence),
+                Ok(()) => sequence.end(Err(verdict_of(&self.state, &self.abort))),
+                Err(error) => sequence.end(Err(error)),
+            }
+        }
+        self.sequences = kept;
+        if let Some(building) = self.building.take() {
+            match building.check() {
+                Ok(()) if verdict.is_none() => self.building = Some(building),
+                Ok(()) => building.end(Err(verdict_of(&self.state, &self.abort))),
+                Err(error) => building.end(Err(error)),
+            }
+        }
+    }
+
+    /// Why nothing may run any more, if so.
+    fn verdict(&self) -> Option<Error> {
+        let poisoned = matches!(self.state.borrow().health, Health::Poisoned(_));
+        (poisoned || self.abort.is_cancelled()).then(|| verdict_of(&self.state, &self.abort))
+    }
+
+    /// Admits what waits and may run now.
+    fn take_in(&mut self, view: View<'_>) {
+        let consults = |waiting: &Waiting| matches!(waiting.command, Command::Consult(_));
+        while let Some(waiting) = self.queue.take_first(consults) {
+            if let Command::Consult(consult) = waiting.command {
+                let _span = waiting.ticket.span.enter();
+                // A panicking consultation drops its reply, which its caller notices.
+                drop(guard(|| {
+                    consult(Ok(view));
+                    Ok(())
+                }));
+            }
+        }
+        let runs =
+            |waiting: &Waiting| matches!(waiting.command, Command::Generate(_) | Command::Score(_));
+        while self.sequences.len() < limits::RUNNING {
+            let Some(waiting) = self.queue.take_first(runs) else {
+                break;
+            };
+            let admitted = Sequence::admit(waiting, view.model, &self.tokenizer, self.under);
+            self.sequences.extend(admitted);
+        }
+        let builds = |waiting: &Waiting| matches!(waiting.command, Command::Build(_));
+        while self.building.is_none() {
+            let Some(Waiting { ticket, command }) = self.queue.take_first(builds) else {
+                break;
+            };
+            if let Command::Build(build) = command {
+                let revision = self.under.revision;
+                self.building = Building::begin(ticket, *build, view.model, revision);
+            }
+        }
+    }
+
+    fn step_sequences(&mut self, model: &Transformer, round: &Round) {
+        if let Some(place) = round.prefill {
+            self.turn = place;
+        }
+        let mut stage = Stage {
+            model,
+            tokenizer: &self.tokenizer,
+            shelf: &mut self.shelf,
+            chunk: round.chunk(self.chunk),
+        };
+        let mut ended = Vec::new();
+        for &place in round.decode.iter().chain(&round.prefill) {
+            let Some(sequence) = self.sequences.get_mut(place) else {
+                continue;
+            };
+            let span = sequence.ticket.span.clone();
+            let _span = span.enter();
+            match guard(|| sequence.step(&mut stage)) {
+                Ok(None) => {}
+                Ok(Some(outcome)) => ended.push((place, Ok(outcome))),
+                Err(error) => ended.push((place, Err(error))),
+            }
+        }
+        // From the back, so that the places before stay right.
+        ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
+        for (place, result) in ended {
+            self.sequences.remove(place).end(result);
+        }
+    }
+
+    fn step_building(&mut self, model: &Transformer, round: &Round) {
+        let Some(mut building) = self.building.take() else {
+            return;
+        };
+        let chunk = round.chunk(self.chunk);
+        let span = building.ticket.span.clone();
+        let _span = span.enter();
+        match guard(|| building.step(model, chunk)) {
+            Ok(false) => self.building = Some(building),
+            Ok(true) => {
+                // A panic here drops the reply, which its caller notices.
+                drop(guard(|| {
+                    building.end(Ok(()));
+                    Ok(())
+                }));
+            }
+            Err(error) => building.end(Err(error)),
+        }
+    }
+}
+
+/// Whether a waiting request is to be refused now.
+fn unwanted(waiting: &Waiting, verdict: Option<&Error>) -> bool {
+    let may_stay = match (&waiting.command, verdict) {
+        (_, None) | (Command::Consult(_), Some(Error::Poisoned { .. })) => true,
+        (_, Some(_)) => false,
+    };
+    !may_stay || waiting.ticket.check().is_err()
+}
+
+fn verdict_of(state: &watch::Sender<EngineState>, abort: &CancellationToken) -> Error {
+    match &state.borrow().health {
+        Health::Poisoned(reason) if !abort.is_cancelled() => Error::Poisoned {
+            reason: reason.clone(),
+        },
+        _ => Error::Stopping,
+    }
+}
+
+/// Turns a panic into an error of the one request that caused it.
+pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic without words".to_owned());
+        tracing::error!(%message, "a request panicked on the engine's thread");
+        Err(Error::Panicked { message })
+    })
+}

@@ -1,0 +1,210 @@
+//! One running sequence: its context, and what is done with it.
+//!
+//! Owns the KV of one request from its first chunk to its end. Invariants: everything that a
+//! sequence says comes from the weights that it names, or it says that they changed; dropping it
+//! frees its memory.
+
+use addenda_model::{SequenceKv, Tokenizer, Transformer};
+
+use crate::engine::command::{Command, Finish, Segment, Ticket, Under, Waiting};
+use crate::engine::generate::Generating;
+use crate::engine::prefill::Prefill;
+use crate::engine::score::Scoring;
+use crate::error::{Error, Result};
+use crate::packets::Shelf;
+
+/// What a step works with.
+pub(crate) struct Stage<'a> {
+    pub(crate) model: &'a Transformer,
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) shelf: &'a mut Shelf,
+    /// Tokens that a prefill step computes at most.
+    pub(crate) chunk: usize,
+}
+
+/// What a sequence does at its next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Computes a chunk of its prompt.
+    Prefill,
+    /// Computes one token, or scores one continuation.
+    Decode,
+    /// Waits for its client to read.
+    Paused,
+}
+
+/// How a sequence ended well.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Outcome {
+    Generated(Finish),
+    Scored,
+}
+
+/// One running sequence.
+pub(crate) struct Sequence {
+    pub(crate) ticket: Ticket,
+    prefill: Prefill,
+    kv: SequenceKv,
+    task: Task,
+    under: Under,
+}
+
+enum Task {
+    Generate(Box<Generating>),
+    Score(Box<Scoring>),
+}
+
+impl Sequence {
+    /// Admits a request, or answers it with what is wrong.
+    pub(crate) fn admit(
+        waiting: Waiting,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        under: Under,
+    ) -> Option<Self> {
+        let Waiting { ticket, command } = waiting;
+        let (prompt, task) = match command {
+            Command::Generate(request) => {
+                let (prompt, generating) = Generating::new(*request, tokenizer).ok()?;
+                (prompt, Task::Generate(Box::new(generating)))
+            }
+            Command::Score(request) => {
+                let (prompt, scoring) = Scoring::new(*request);
+                (prompt, Task::Score(Box::new(scoring)))
+            }
+            other => {
+                other.refuse(Error::invalid("command", "is not for a sequence"));
+                return None;
+            }
+        };
+        let stale = prompt.segments.iter().any(|segment| match segment {
+            Segment::Packet(packet) => packet.revision() != under.revision,
+            Segment::Tokens(_) => false,
+        });
+        let prefill = Prefill::new(prompt);
+        let kv = match model.new_kv() {
+            Ok(kv) if !stale => kv,
+            Ok(_) => {
+                task.end(&ticket, under, Err(Error::Stale));
+                return None;
+            }
+            Err(error) => {
+                task.end(&ticket, under, Err(error.into()));
+                return None;
+            }
+        };
+        Some(Self {
+            ticket,
+            prefill,
+            kv,
+            task,
+            under,
+        })
+    }
+
+    /// What it would do now.
+    pub(crate) fn phase(&self) -> Phase {
+        match &self.task {
+            Task::Generate(generating) if !generating.has_room() => Phase::Paused,
+            Task::Generate(generating) if generating.has_begun() => Phase::Decode,
+            Task::Score(scoring) if scoring.has_begun() => Phase::Decode,
+            _ => Phase::Prefill,
+        }
+    }
+
+    /// Whether somebody still wants it.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub(crate) fn check(&self) -> Result<()> {
+        let abandoned = match &self.task {
+            Task::Generate(generating) => generating.is_abandoned(),
+            Task::Score(scoring) => scoring.is_abandoned(),
+        };
+        if abandoned {
+            return Err(Error::Cancelled);
+        }
+        self.ticket.check()
+    }
+
+    /// One step of the present phase; an outcome when it was the last.
+    ///
+    /// # Errors
+    /// The model's; the sequence is to be ended with it.
+    pub(crate) fn step(&mut self, stage: &mut Stage<'_>) -> Result<Option<Outcome>> {
+        let (model, tokenizer) = (stage.model, stage.tokenizer);
+        if self.phase() == Phase::Prefill {
+            let hidden = self
+                .prefill
+                .step(model, stage.shelf, &mut self.kv, stage.chunk)?;
+            return match (hidden, &mut self.task) {
+                (None, _) => Ok(None),
+                (Some(hidden), Task::Generate(generating)) => {
+                    let finish = generating.emit(model, tokenizer, &hidden)?;
+                    Ok(finish.map(Outcome::Generated))
+                }
+                (Some(hidden), Task::Score(scoring)) => {
+                    scoring.begin(hidden);
+                    Ok(None)
+                }
+            };
+        }
+        match &mut self.task {
+            Task::Generate(generating) => {
+                let finish = generating.decode(model, tokenizer, &mut self.kv)?;
+                Ok(finish.map(Outcome::Generated))
+            }
+            Task::Score(scoring) => {
+                let done = scoring.step(model, &mut self.kv)?;
+                Ok(done.then_some(Outcome::Scored))
+            }
+        }
+    }
+
+    /// Takes notice of new weights. What nobody has seen yet begins again; an answer that has
+    /// begun goes on and will say so.
+    ///
+    /// # Errors
+    /// It reads packets of the old weights, or libtorch's.
+    pub(crate) fn weights_changed(&mut self, now: Under, model: &Transformer) -> Result<()> {
+        if now.revision == self.under.revision {
+            return Ok(());
+        }
+        if let Task::Generate(generating) = &self.task
+            && generating.has_begun()
+        {
+            self.under.changed = true;
+            return Ok(());
+        }
+        if self.prefill.prompt().packet_tokens() > 0 {
+            return Err(Error::Stale);
+        }
+        self.kv = model.new_kv()?;
+        self.prefill.restart();
+        if let Task::Score(scoring) = &mut self.task {
+            scoring.restart();
+        }
+        self.under = now;
+        Ok(())
+    }
+
+    /// Answers for the last time and frees the context.
+    pub(crate) fn end(self, result: Result<Outcome>) {
+        self.task.end(&self.ticket, self.under, result);
+    }
+}
+
+impl Task {
+    fn end(self, ticket: &Ticket, under: Under, result: Result<Outcome>) {
+        match self {
+            Self::Generate(generating) => {
+                let finish = result.map(|outcome| match outcome {
+                    Outcome::Generated(finish) => finish,
+                    Outcome::Scored => Finish::End,
+                });
+                generating.end(ticket, under, finish);
+            }
+            Self::Score(scoring) => scoring.end(under, result.map(|_| ())),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The gRPC face: one file a service, over what they share.
+//!
+//! Owns the translation between wire and daemon, and every check of a request. Holds no tensor and
+//! opens no file. Invariant: whatever a client sends, it gets a status and a sentence.
+
+pub(crate) mod admin;
+pub(crate) mod check;
+pub(crate) mod context;
+pub(crate) mod generation;
+pub(crate) mod jobs;
+pub(crate) mod knowledge;
+pub(crate) mod packets;
+pub(crate) mod status;
+pub(crate) mod ticket;
+pub(crate) mod warm;
+
+use std::sync::{Arc, OnceLock};
+
+use addenda_cache::Store;
+use addenda_model::{ChatTemplate, Tokenizer};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Status};
+
+use crate::config::Config;
+use crate::documents::Documents;
+use crate::engine::Engine;
+use crate::engine::command::Ticket;
+use crate::engine::load::Loaded;
+use crate::error::{Error, Result};
+use crate::grpc::ticket::Leave;
+use crate::jobs::Jobs;
+
+/// What all services share.
+pub(crate) struct Daemon {
+    pub(crate) config: Config,
+    pub(crate) engine: Engine,
+    pub(crate) store: Arc<Store>,
+    pub(crate) jobs: Jobs,
+    pub(crate) started_at_ms: u64,
+    /// Cancelled when the daemon is told to stop.
+    pub(crate) stop: CancellationToken,
+    /// There once the model is loaded.
+    pub(crate) serving: OnceLock<Arc<Serving>>,
+}
+
+/// What is there once the model is loaded.
+pub(crate) struct Serving {
+    pub(crate) loaded: Loaded,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) documents: Documents,
+}
+
+impl Daemon {
+    /// Everything that needs the model.
+    ///
+    /// # Errors
+    /// The model is not loaded yet.
+    pub(crate) fn serving(&self) -> Result<&Arc<Serving>> {
+        self.serving.get().ok_or(Error::Starting)
+    }
+
+    /// What a request needs: the model and a ticket.
+    ///
+    /// # Errors
+    /// The model is not loaded yet, or the request's deadline has passed.
+    pub(crate) fn admit<T>(
+        &self,
+        method: &'static str,
+        request: &Request<T>,
+    ) -> std::result::Result<(Arc<Serving>, Ticket, Leave), Status> {
+        let admit = || {
+            let serving = Arc::clone(self.serving()?);
+            let (ticket, leave) = ticket::ticket(method, request.metadata(), self.engine.queue())?;
+            Ok((serving, ticket, leave))
+        };
+        admit().map_err(|error: Error| status::status(&error))
+    }
+}
+
+impl Serving {
+    pub(crate) fn template(&self) -> Option<&ChatTemplate> {
+        self.loaded.chat_template.as_ref()
+    }
+
+    /// Fails unless a prompt leaves room for one token at least.
+    pub(crate) fn check_room(&self, ids: &[u32]) -> Result<()> {
+        let context = self.loaded.config.context;
+        let tokens = ids.len();
+        if tokens == 0 {
+            return Err(Error::invalid("prompt", "has no tokens"));
+        }
+        if tokens >= context {
+            return Err(addenda_model::Error::TooLong { tokens, context }.into());
+        }
+        Ok(())
+    }
+}

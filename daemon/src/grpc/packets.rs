@@ -1,0 +1,321 @@
+//! Packets: documents put, looked up, listed, pinned, deleted.
+
+use std::sync::Arc;
+
+use addenda_cache::{Gone, Manifest, Miss, PacketId, PacketKey};
+use addenda_proto::addenda::v1::lookup_request::query::By;
+use addenda_proto::addenda::v1::lookup_response::Hit;
+use addenda_proto::addenda::v1::packets_server::Packets;
+use addenda_proto::addenda::v1::{
+    DeleteRequest, DeleteResponse, GetPacketRequest, ListPacketsRequest, ListPacketsResponse,
+    LookupRequest, LookupResponse, PacketRecord, PinRequest, PutDocumentRequest,
+    PutDocumentResponse, StatsRequest, StatsResponse, WarmProgress, delete_request,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::digest::Digest;
+use crate::documents::blocking;
+use crate::error::{Error, Result};
+use crate::grpc::status::status;
+use crate::grpc::{Daemon, Serving, check, jobs, warm};
+use crate::limits;
+use crate::prompt;
+
+/// The service over the store and, for what must be computed, the engine.
+pub(crate) struct PacketsService(pub(crate) Arc<Daemon>);
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Packets for PacketsService {
+    type WarmStream = ReceiverStream<std::result::Result<WarmProgress, Status>>;
+
+    async fn put_document(
+        &self,
+        request: Request<PutDocumentRequest>,
+    ) -> Answer<PutDocumentResponse> {
+        let (serving, ticket, _leave) = self.0.admit("PutDocument", &request)?;
+        let put = async {
+            let request = request.into_inner();
+            let namespace = check_document(&request)?;
+            let documents = &serving.documents;
+            documents
+                .put(&ticket, &namespace, &request.name, request.text)
+                .await
+        };
+        let stored = put.await.map_err(|error| status(&error))?;
+        Ok(Response::new(PutDocumentResponse {
+            packet: Some(record(&stored.manifest)),
+            created: stored.created,
+            seconds: ticket.received.elapsed().as_secs_f64(),
+        }))
+    }
+
+    async fn warm(
+        &self,
+        request: Request<Streaming<PutDocumentRequest>>,
+    ) -> Answer<Self::WarmStream> {
+        let (serving, mut ticket, leave) = self.0.admit("Warm", &request)?;
+        ticket.patient = true;
+        let job = self
+            .0
+            .jobs
+            .begin("warm", "documents", ticket.cancel.clone());
+        let stream = warm::start(
+            (serving, self.0.stop.clone()),
+            ticket,
+            leave,
+            job,
+            request.into_inner(),
+        );
+        Ok(Response::new(stream))
+    }
+
+    async fn lookup(&self, request: Request<LookupRequest>) -> Answer<LookupResponse> {
+        let (serving, _, _leave) = self.0.admit("Lookup", &request)?;
+        let revision = self.0.engine.state().under.revision;
+        let request = request.into_inner();
+        let look = blocking(move || {
+            check::count("queries", request.queries.len(), 1, limits::QUERIES)?;
+            let namespace = check::namespace(&request.namespace)?;
+            let queries = request.queries.into_iter();
+            queries
+                .map(|query| look_up(&serving, &namespace, query.by, revision))
+                .collect()
+        });
+        let hits = look.await.map_err(|error| status(&error))?;
+        Ok(Response::new(LookupResponse { hits }))
+    }
+
+    async fn get(&self, request: Request<GetPacketRequest>) -> Answer<PacketRecord> {
+        let id = request.into_inner().id;
+        self.on_packet(id, addenda_cache::Store::get).await
+    }
+
+    async fn list(&self, request: Request<ListPacketsRequest>) -> Answer<ListPacketsResponse> {
+        let request = request.into_inner();
+        let store = Arc::clone(&self.0.store);
+        let list = blocking(move || {
+            let namespace = check::namespace(&request.namespace)?;
+            let size = check::page(request.page_size)?;
+            let after: Option<PacketId> = match request.page_token.as_str() {
+                "" => None,
+                token => Some(check::digest("page_token", token)?),
+            };
+            let mut manifests = store.list(&namespace, after.as_ref(), size + 1)?;
+            let more = manifests.len() > size;
+            manifests.truncate(size);
+            let last = manifests.last().filter(|_| more);
+            let next_page_token = last
+                .map(|manifest| manifest.id.to_string())
+                .unwrap_or_default();
+            let packets = manifests.iter().map(record).collect();
+            Ok(ListPacketsResponse {
+                packets,
+                next_page_token,
+            })
+        });
+        list.await
+            .map(Response::new)
+            .map_err(|error| status(&error))
+    }
+
+    async fn pin(&self, request: Request<PinRequest>) -> Answer<PacketRecord> {
+        let id = request.into_inner().id;
+        self.on_packet(id, |store, id| store.pin(id).map(Some))
+            .await
+    }
+
+    async fn unpin(&self, request: Request<PinRequest>) -> Answer<PacketRecord> {
+        let id = request.into_inner().id;
+        self.on_packet(id, |store, id| store.unpin(id).map(Some))
+            .await
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
+        let request = request.into_inner();
+        let store = Arc::clone(&self.0.store);
+        let delete = blocking(move || {
+            let namespace = check::namespace(&request.namespace)?;
+            let what = request.what;
+            let what =
+                what.ok_or_else(|| Error::invalid("what", "is missing; give `id` or `document`"))?;
+            let (removed, kind, name) = match what {
+                delete_request::What::Id(text) => {
+                    let id: PacketId = check::digest("id", &text)?;
+                    let mine = store
+                        .get(&id)?
+                        .filter(|packet| packet.header.namespace == namespace);
+                    let id = mine.ok_or(addenda_cache::Error::NotFound { id })?.id;
+                    (store.delete(&id)?, "packet", text)
+                }
+                delete_request::What::Document(name) => {
+                    check::text("document", &name, limits::NAME_BYTES)?;
+                    (store.delete_document(&namespace, &name)?, "document", name)
+                }
+            };
+            if removed.packets == 0 {
+                let hint = "`addenda packet list` shows those there are";
+                return Err(Error::NotFound {
+                    what: kind,
+                    id: name,
+                    hint,
+                });
+            }
+            Ok(DeleteResponse {
+                packets: u32::try_from(removed.packets).unwrap_or(u32::MAX),
+                bytes: removed.bytes,
+            })
+        });
+        delete
+            .await
+            .map(Response::new)
+            .map_err(|error| status(&error))
+    }
+
+    async fn stats(&self, _: Request<StatsRequest>) -> Answer<StatsResponse> {
+        let store = Arc::clone(&self.0.store);
+        let revision = self.0.engine.state().under.revision;
+        let stats = blocking(move || {
+            let stats = store.stats()?;
+            let fresh = store.packets_of_revision(&revision.0);
+            Ok((stats, fresh))
+        });
+        let (stats, fresh) = stats.await.map_err(|error| status(&error))?;
+        Ok(Response::new(StatsResponse {
+            packets: stats.packets,
+            live_bytes: stats.live_bytes,
+            disk_bytes: stats.disk_bytes,
+            hits: stats.hits,
+            misses: stats.misses,
+            stale_packets: stats.packets.saturating_sub(fresh),
+            mapped_bytes: stats.mapped_bytes,
+            running_jobs: self.0.jobs.list(false).iter().map(jobs::record).collect(),
+        }))
+    }
+}
+
+impl PacketsService {
+    /// Does something with the packet of an id and shows it.
+    async fn on_packet(
+        &self,
+        id: String,
+        work: impl FnOnce(&addenda_cache::Store, &PacketId) -> addenda_cache::Result<Option<Manifest>>
+        + Send
+        + 'static,
+    ) -> Answer<PacketRecord> {
+        let store = Arc::clone(&self.0.store);
+        let found = blocking(move || {
+            let id: PacketId = check::digest("id", &id)?;
+            let manifest = work(&store, &id)?;
+            Ok(manifest.ok_or(addenda_cache::Error::NotFound { id })?)
+        });
+        let manifest = found.await.map_err(|error| status(&error))?;
+        Ok(Response::new(record(&manifest)))
+    }
+}
+
+/// Checks a document to be put; gives its namespace.
+///
+/// # Errors
+/// A field out of its bounds.
+pub(crate) fn check_document(request: &PutDocumentRequest) -> Result<String> {
+    check::text("text", &request.text, limits::DOCUMENT_BYTES)?;
+    check::at_most_bytes("name", &request.name, limits::NAME_BYTES)?;
+    check::namespace(&request.namespace)
+}
+
+/// A packet as the wire shows it.
+pub(crate) fn record(manifest: &Manifest) -> PacketRecord {
+    let header = &manifest.header;
+    PacketRecord {
+        id: manifest.id.to_string(),
+        key: header.key.to_string(),
+        document: header.document.clone(),
+        namespace: header.namespace.clone(),
+        tokens: header.tokens,
+        bytes: manifest.bytes(),
+        dtype: header.dtype.clone(),
+        pinned: manifest.pinned,
+        created_at_ms: header.created_at_ms,
+        last_used_at_ms: manifest.last_used_at_ms,
+        revision: Digest(header.revision).to_string(),
+        source: Digest(header.source).to_string(),
+    }
+}
+
+/// One query of a lookup.
+fn look_up(serving: &Serving, namespace: &str, by: Option<By>, revision: Digest) -> Result<Hit> {
+    let packets = &serving.documents.packets;
+    let key: PacketKey = match by {
+        None => {
+            return Err(Error::invalid(
+                "queries",
+                "has a query that asks for nothing",
+            ));
+        }
+        Some(By::Key(text)) => check::digest("queries.key", &text)?,
+        Some(By::Text(text)) => {
+            check::text("queries.text", &text, limits::DOCUMENT_BYTES)?;
+            let ids = prompt::document(&text, &serving.tokenizer)?;
+            packets.key(namespace, &ids, revision)
+        }
+        Some(By::Document(name)) => return document(serving, namespace, &name, revision),
+    };
+    let found = packets.store().lookup(&key)?;
+    let Some(manifest) = found.filter(|manifest| manifest.header.namespace == namespace) else {
+        let reason = packets.store().why_missing(&key)?;
+        let reason = reason.map_or("is another namespace's", why);
+        return Ok(Hit {
+            packet: None,
+            miss_reason: reason.to_owned(),
+        });
+    };
+    Ok(hit(serving, &manifest, revision))
+}
+
+/// The packet of a document that serves now, or why there is none.
+fn document(serving: &Serving, namespace: &str, name: &str, revision: Digest) -> Result<Hit> {
+    check::text("queries.document", name, limits::NAME_BYTES)?;
+    let store = serving.documents.packets.store();
+    let mut best: Option<Hit> = None;
+    let known = store.document(namespace, name)?;
+    for id in known.iter().flat_map(|document| &document.ids) {
+        let Some(manifest) = store.get(id)? else {
+            continue;
+        };
+        let hit = hit(serving, &manifest, revision);
+        if hit.packet.is_some() {
+            return Ok(hit);
+        }
+        best = Some(hit);
+    }
+    Ok(best.unwrap_or_else(|| Hit {
+        packet: None,
+        miss_reason: "no document of this name was put".to_owned(),
+    }))
+}
+
+fn hit(serving: &Serving, manifest: &Manifest, revision: Digest) -> Hit {
+    match serving.documents.packets.stale(manifest, revision) {
+        None => Hit {
+            packet: Some(record(manifest)),
+            miss_reason: String::new(),
+        },
+        Some(reason) => Hit {
+            packet: None,
+            miss_reason: reason,
+        },
+    }
+}
+
+fn why(miss: Miss) -> &'static str {
+    match miss {
+        Miss::Gone(Gone::Deleted) => "was deleted",
+        Miss::Gone(Gone::Replaced) => "was replaced by another text of its document",
+        Miss::Gone(Gone::Evicted) => "was evicted to make room",
+        Miss::Gone(Gone::Quarantined) => "was found damaged and set aside",
+        _ => "was never stored under the present weights, tokenizer and settings",
+    }
+}

@@ -1,0 +1,56 @@
+//! Every bound of the wire in one place. The .proto files state the same figures to callers.
+//!
+//! Owns numbers only. Whatever a client can make larger has its limit here.
+
+use std::time::Duration;
+
+/// Largest message in either direction: one document and its frame.
+pub(crate) const MESSAGE_BYTES: usize = DOCUMENT_BYTES + (1 << 20);
+/// Largest document, bytes of UTF-8.
+pub(crate) const DOCUMENT_BYTES: usize = 8 << 20;
+/// Largest prompt, continuation or single turn, bytes of UTF-8.
+pub(crate) const TEXT_BYTES: usize = 1 << 20;
+/// Longest document name.
+pub(crate) const NAME_BYTES: usize = 256;
+/// Longest namespace.
+pub(crate) const NAMESPACE_BYTES: usize = 64;
+/// Turns of one conversation.
+pub(crate) const TURNS: usize = 256;
+/// Longest role of a turn.
+pub(crate) const ROLE_BYTES: usize = 64;
+/// Documents that one request answers from.
+pub(crate) const DOCUMENTS: usize = 256;
+/// Stop strings of one request.
+pub(crate) const STOPS: usize = 16;
+/// Longest stop string.
+pub(crate) const STOP_BYTES: usize = 256;
+/// Alternatives reported with each token.
+pub(crate) const TOP_LOGPROBS: u32 = 20;
+/// Continuations that one request scores.
+pub(crate) const CONTINUATIONS: usize = 64;
+/// Queries of one lookup.
+pub(crate) const QUERIES: usize = 1024;
+/// Entries of a page where the caller does not say.
+pub(crate) const PAGE: u32 = 100;
+/// Entries of the largest page.
+pub(crate) const LARGEST_PAGE: u32 = 1000;
+/// Sequences that run at once; others wait in the queue.
+pub(crate) const RUNNING: usize = 16;
+/// Events of one answer that may wait for its client; then the sequence pauses.
+pub(crate) const EVENTS: usize = 64;
+/// Ended jobs that are remembered.
+pub(crate) const ENDED_JOBS: usize = 1000;
+/// Requests that one connection may have open.
+pub(crate) const REQUESTS_PER_CONNECTION: usize = 256;
+/// Times that a request whose packets became stale under it begins again.
+pub(crate) const STALE_RETRIES: usize = 4;
+/// How long running requests may go on once the daemon was told to stop.
+pub(crate) const DRAIN: Duration = Duration::from_secs(20);
+/// Bytes of packets that the engine keeps mapped beside those in use.
+pub(crate) const MAPPED_BYTES: u64 = 2 << 30;
+/// Ledger entries that a watcher reads at once.
+pub(crate) const LEDGER_BATCH: usize = 256;
+/// How long requests that were ended may take to tell their clients.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often a silent connection is asked whether its client is there, and how long it may think.
+pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);

@@ -1,0 +1,282 @@
+//! The bridge between tensors and bytes: KV from the engine into the store, and bodies of the
+//! store back to the engine as KV that nobody copied.
+//!
+//! Owns what a packet's key is made of here. Never computes KV and never decides which packet a
+//! request needs. Invariant: KV is handed to the engine only under the weights revision, tokenizer,
+//! dtype, shape and RoPE settings that it was made with.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use addenda_cache::{Body, KeyFields, Manifest, PacketHeader, PacketId, PacketKey, Put, Store};
+use addenda_model::{ModelConfig, PacketKv, PacketShape, RopeScaling};
+use tch::Device;
+
+use crate::digest::Digest;
+use crate::engine::command::Built;
+use crate::engine::load::Loaded;
+use crate::error::{Error, Result};
+use crate::jobs::now_ms;
+
+/// The adapter of packets that have no soft tokens.
+const NO_ADAPTER: [u8; 32] = [0; 32];
+
+/// A packet on its way to the engine: verified bytes and what they mean.
+#[derive(Debug, Clone)]
+pub(crate) struct PacketSource {
+    id: PacketId,
+    revision: Digest,
+    shape: PacketShape,
+    body: Body,
+}
+
+impl PacketSource {
+    pub(crate) fn tokens(&self) -> usize {
+        self.shape.tokens
+    }
+
+    pub(crate) fn revision(&self) -> Digest {
+        self.revision
+    }
+}
+
+/// What distinguishes this model's packets from all others.
+#[derive(Debug, Clone)]
+struct Identity {
+    tokenizer: [u8; 32],
+    rope: String,
+    shape: PacketShape,
+}
+
+/// A document's KV that is to be kept.
+pub(crate) struct Keep<'a> {
+    pub(crate) namespace: &'a str,
+    /// The document's name; may be empty.
+    pub(crate) document: &'a str,
+    /// BLAKE3 of its text.
+    pub(crate) source: [u8; 32],
+    pub(crate) ids: &'a [u32],
+}
+
+/// The store as this model sees it. Its methods touch the disk: call them where that may block.
+#[derive(Clone)]
+pub(crate) struct Packets {
+    store: Arc<Store>,
+    identity: Identity,
+}
+
+impl Packets {
+    pub(crate) fn new(store: Arc<Store>, loaded: &Loaded) -> Self {
+        let config = &loaded.config;
+        let shape = PacketShape {
+            layers: config.num_layers,
+            kv_heads: config.num_kv_heads,
+            tokens: 0,
+            head_dim: config.head_dim,
+            kind: loaded.kind,
+        };
+        let identity = Identity {
+            tokenizer: loaded.tokenizer.fingerprint(),
+            rope: rope(config),
+            shape,
+        };
+        Self { store, identity }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The key of a packet of these tokens under these weights, whether there is one or not.
+    pub(crate) fn key(&self, namespace: &str, ids: &[u32], revision: Digest) -> PacketKey {
+        PacketKey::derive(&KeyFields {
+            revision: &revision.0,
+            tokenizer: &self.identity.tokenizer,
+            adapter: &NO_ADAPTER,
+            token_ids: ids,
+            dtype: self.dtype(),
+            rope: &self.identity.rope,
+            namespace,
+        })
+    }
+
+    /// Stores a document's KV; durable when this returns.
+    ///
+    /// # Errors
+    /// The store's: a full disk or budget.
+    pub(crate) fn keep(&self, keep: &Keep<'_>, built: &Built) -> Result<Put> {
+        let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let shape = self.identity.shape;
+        let header = PacketHeader {
+            key: self.key(keep.namespace, keep.ids, built.revision),
+            namespace: keep.namespace.to_owned(),
+            document: keep.document.to_owned(),
+            source: keep.source,
+            revision: built.revision.0,
+            tokenizer: self.identity.tokenizer,
+            adapter: NO_ADAPTER,
+            tokens: count(keep.ids.len()),
+            dtype: self.dtype().to_owned(),
+            rope: self.identity.rope.clone(),
+            layers: count(shape.layers),
+            kv_heads: count(shape.kv_heads),
+            head_dim: count(shape.head_dim),
+            created_at_ms: now_ms(),
+        };
+        Ok(self.store.put(&header, keep.ids, &[&built.bytes])?)
+    }
+
+    /// Opens a packet for the engine; its bytes are verified if they were not yet.
+    ///
+    /// # Errors
+    /// Damaged bytes, or a packet of another model.
+    pub(crate) fn open(&self, manifest: &Manifest) -> Result<PacketSource> {
+        self.check(manifest)?;
+        Ok(PacketSource {
+            id: manifest.id,
+            revision: Digest(manifest.header.revision),
+            shape: PacketShape {
+                tokens: manifest.header.tokens as usize,
+                ..self.identity.shape
+            },
+            body: self.store.read(&manifest.id)?,
+        })
+    }
+
+    /// Whether a packet is of this model, apart from the weights revision: then its tokens mean
+    /// the same here.
+    ///
+    /// # Errors
+    /// What differs.
+    pub(crate) fn check(&self, manifest: &Manifest) -> Result<()> {
+        let header = &manifest.header;
+        let differs = |field: &'static str| {
+            let reason = format!(
+                "of packet {} is not this model's; put the document again",
+                manifest.id
+            );
+            Err(Error::Precondition { field, reason })
+        };
+        if header.tokenizer != self.identity.tokenizer {
+            return differs("tokenizer");
+        }
+        if header.adapter != NO_ADAPTER {
+            return differs("adapter");
+        }
+        Ok(())
+    }
+
+    /// Why a packet does not serve under `revision`; none if it does.
+    pub(crate) fn stale(&self, manifest: &Manifest, revision: Digest) -> Option<String> {
+        let header = &manifest.header;
+        if header.revision != revision.0 {
+            let made = Digest(header.revision);
+            return Some(format!(
+                "made under weights revision {made}, now {revision}"
+            ));
+        }
+        if header.dtype != self.dtype() {
+            return Some(format!("made as {}, now {}", header.dtype, self.dtype()));
+        }
+        if header.rope != self.identity.rope {
+            return Some("made with other RoPE settings".to_owned());
+        }
+        if header.tokenizer != self.identity.tokenizer {
+            return Some("made with another tokenizer".to_owned());
+        }
+        (header.adapter != NO_ADAPTER).then(|| "made with another adapter".to_owned())
+    }
+
+    fn dtype(&self) -> &'static str {
+        addenda_model::tensor::kind_name(self.identity.shape.kind)
+    }
+}
+
+/// RoPE settings in one canonical spelling.
+fn rope(config: &ModelConfig) -> String {
+    let scaling = match &config.rope_scaling {
+        RopeScaling::None => "none".to_owned(),
+        other => format!("{other:?}"),
+    };
+    let local = config.rope_local_theta;
+    format!(
+        "theta={:?} local={local:?} scaling={scaling}",
+        config.rope_theta
+    )
+}
+
+/// The engine's packets: each is opened once and shared by all sequences that read it.
+///
+/// Owns nothing but references: a packet that was deleted from the store stays readable for those
+/// that read it. What nobody has read for longest is let go once `budget` bytes are open.
+pub(crate) struct Shelf {
+    device: Device,
+    budget: u64,
+    open: HashMap<PacketId, Opened>,
+    bytes: u64,
+    clock: u64,
+}
+
+struct Opened {
+    packet: Rc<PacketKv>,
+    bytes: u64,
+    used: u64,
+}
+
+/// A store's body as the owner of a packet's memory.
+struct Held(Body);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+impl Shelf {
+    pub(crate) fn new(device: Device, budget: u64) -> Self {
+        Self {
+            device,
+            budget,
+            open: HashMap::new(),
+            bytes: 0,
+            clock: 0,
+        }
+    }
+
+    /// The packet as KV, shared. On the CPU its tensors lie over the store's memory map.
+    ///
+    /// # Errors
+    /// A body whose length is not what its header says, or libtorch's.
+    pub(crate) fn open(&mut self, source: &PacketSource) -> Result<Rc<PacketKv>> {
+        self.clock += 1;
+        if let Some(opened) = self.open.get_mut(&source.id) {
+            opened.used = self.clock;
+            return Ok(Rc::clone(&opened.packet));
+        }
+        let owner = Box::new(Held(source.body.clone()));
+        let packet = Rc::new(PacketKv::from_owner(owner, source.shape, self.device)?);
+        let bytes = source.body.as_ref().len() as u64;
+        self.make_room(bytes);
+        self.bytes += bytes;
+        let opened = Opened {
+            packet: Rc::clone(&packet),
+            bytes,
+            used: self.clock,
+        };
+        self.open.insert(source.id, opened);
+        Ok(packet)
+    }
+
+    fn make_room(&mut self, bytes: u64) {
+        while self.bytes.saturating_add(bytes) > self.budget {
+            let oldest = self.open.iter().min_by_key(|(_, opened)| opened.used);
+            let Some(id) = oldest.map(|(id, _)| *id) else {
+                return;
+            };
+            if let Some(opened) = self.open.remove(&id) {
+                self.bytes -= opened.bytes;
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! From a request's words to token ids: the chat template, and where the documents stand in it.
+//!
+//! Owns the layout of a context. Never computes. Invariant: for the same request the token ids are
+//! the same whether the documents come from packets or are computed, so that modes can be compared.
+//!
+//! Documents stand at the beginning of the first user turn, behind one sentence that says what they
+//! are; in raw text they stand right after the start token. Each document's tokens are its own
+//! text's, closed by an empty line, so that its packet does not depend on its neighbours.
+
+use addenda_model::{ChatMessage, ChatTemplate, Tokenizer};
+
+use crate::error::{Error, Result};
+
+/// What stands before the documents of a chat.
+const INTRODUCTION: &str = "Answer with the help of these documents.\n\n";
+
+/// What a caller asks.
+#[derive(Debug, Clone)]
+pub(crate) enum Ask {
+    Chat(Vec<ChatMessage>),
+    Completion(String),
+}
+
+/// The token ids around the documents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Framed {
+    /// Before the documents; empty where there are none.
+    pub(crate) before: Vec<u32>,
+    pub(crate) after: Vec<u32>,
+}
+
+/// Token ids of a request without documents.
+///
+/// # Errors
+/// The template's, or a chat where there is no template.
+pub(crate) fn plain(
+    ask: &Ask,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<Vec<u32>> {
+    match ask {
+        Ask::Chat(messages) => {
+            let text = needed(template)?.render(messages, true)?;
+            Ok(tokenizer.encode(&text)?.ids)
+        }
+        Ask::Completion(text) => {
+            let mut ids = Vec::from_iter(tokenizer.text_start());
+            ids.extend(tokenizer.encode(text)?.ids);
+            Ok(ids)
+        }
+    }
+}
+
+/// Token ids before and after the documents of a request.
+///
+/// # Errors
+/// The template's, a chat where there is no template, or one without a user's turn.
+pub(crate) fn around_documents(
+    ask: &Ask,
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<Framed> {
+    let messages = match ask {
+        Ask::Completion(text) => {
+            return Ok(Framed {
+                before: Vec::from_iter(tokenizer.text_start()),
+                after: tokenizer.encode(text)?.ids,
+            });
+        }
+        Ask::Chat(messages) => messages,
+    };
+    let marker = marker(messages);
+    let mut messages = messages.clone();
+    let first = messages.iter_mut().find(|message| message.role == "user");
+    let Some(first) = first else {
+        let reason = "has no turn of role \"user\" that the documents could stand in";
+        return Err(Error::invalid("chat.messages", reason));
+    };
+    first.content = format!("{INTRODUCTION}{marker}{}", first.content);
+    let text = needed(template)?.render(&messages, true)?;
+    let Some((before, after)) = text.split_once(&marker) else {
+        return Err(Error::Precondition {
+            field: "chat template",
+            reason: "leaves out the user's words; send a completion instead".to_owned(),
+        });
+    };
+    Ok(Framed {
+        before: tokenizer.encode(before)?.ids,
+        after: tokenizer.encode(after)?.ids,
+    })
+}
+
+/// Token ids of one document: the same wherever it stands.
+///
+/// # Errors
+/// A document that has no tokens, or the tokenizer's.
+pub(crate) fn document(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(Error::invalid("text", "is empty; a packet needs some text"));
+    }
+    as_plain_text(&format!("{text}\n\n"), tokenizer)
+}
+
+/// Token ids of a text that comes from who knows where: a control token spelled out in it, such as
+/// the end of a turn, stays the characters that it is spelled with.
+fn as_plain_text(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    let mut rest = text;
+    loop {
+        let encoding = tokenizer.encode(rest)?;
+        let mut places = encoding.ids.iter().zip(&encoding.offsets);
+        let control = places.find(|(id, _)| tokenizer.is_special(**id));
+        // Parted after its first character, the spelling is no token any more.
+        let first = control.and_then(|(_, (start, _))| {
+            let length = rest.get(*start..)?.chars().next()?.len_utf8();
+            rest.split_at_checked(start + length)
+        });
+        let Some((before, after)) = first else {
+            ids.extend(encoding.ids);
+            return Ok(ids);
+        };
+        ids.extend(tokenizer.encode(before)?.ids);
+        rest = after;
+    }
+}
+
+fn needed(template: Option<&ChatTemplate>) -> Result<&ChatTemplate> {
+    template.ok_or_else(|| Error::Precondition {
+        field: "chat template",
+        reason: "is missing from this model; send a completion instead of a chat".to_owned(),
+    })
+}
+
+/// A string that stands in none of the messages.
+fn marker(messages: &[ChatMessage]) -> String {
+    let taken = |marker: &String| {
+        let mut messages = messages.iter();
+        messages.any(|message| message.content.contains(marker.as_str()))
+    };
+    let mut number = 0_u64;
+    loop {
+        let marker = format!("<addenda documents {number}>");
+        if !taken(&marker) {
+            return marker;
+        }
+        number += 1;
+    }
+}
