@@ -211,7 +211,7 @@ impl Editor {
             figures,
             edit,
         };
-        self.record(Entry::Added(Box::new(addition)), weights, model)?;
+        self.record(&Entry::Added(Box::new(addition)), weights, model)?;
         self.planner
             .remember(self.revision(), figures.perplexity_after);
         let record = self
@@ -220,10 +220,10 @@ impl Editor {
             .cloned()
             .ok_or(Error::UnknownFact(id))?;
         Ok(Added {
+            seconds: record.seconds,
             record,
             revision: self.revision(),
             superseded: supersedes,
-            seconds,
         })
     }
 
@@ -278,7 +278,7 @@ impl Editor {
                 fact_id: planned.id,
                 at_ms: now_ms(),
             };
-            self.record(Entry::Retired(retirement), weights, model)?;
+            self.record(&Entry::Retired(retirement), weights, model)?;
         } else if let Some(record) = planned.known {
             return Ok(record);
         }
@@ -301,7 +301,7 @@ impl Editor {
     }
 
     /// The order that makes a crash harmless: durable frame, register, weights.
-    fn record(&mut self, entry: Entry, weights: Weights, model: &mut Transformer) -> Result<()> {
+    fn record(&mut self, entry: &Entry, weights: Weights, model: &mut Transformer) -> Result<()> {
         if weights.head != self.ledger.head() {
             return Err(Error::Stale);
         }
@@ -316,8 +316,9 @@ impl Editor {
             Err(problem) => return Err(inconsistent(self.ledger.frames() + 1, problem)),
         };
         let frame = self.ledger.append(&content)?;
-        self.register
-            .apply(&frame, entry)
+        // What is remembered is what a restart will read, to the last bit of each figure.
+        Entry::decode(&frame.content)
+            .and_then(|entry| self.register.apply(&frame, entry))
             .map_err(|problem| inconsistent(frame.sequence, problem))?;
         self.install(model, weights)
     }

@@ -143,7 +143,7 @@ impl Entry {
                 addition.edit.z = chunks
                     .iter()
                     .map(|bytes| f32::from_le_bytes(*bytes))
-                    .collect()
+                    .collect();
             }
             Self::Retired(_) if z.is_empty() => {}
             Self::Retired(_) => return Err("it has bytes behind its end".to_owned()),

@@ -43,6 +43,8 @@ pub struct FactRecord {
     pub delta_norm: f64,
     /// ‖h‖, the hidden state that it was added to.
     pub hidden_norm: f64,
+    /// Seconds spent on optimising, solving and verifying.
+    pub seconds: f64,
     /// Number of the ledger frame that added it.
     pub sequence: u64,
     /// Milliseconds since 1970-01-01T00:00:00Z.
@@ -258,6 +260,7 @@ fn record(sequence: u64, addition: &Addition) -> FactRecord {
         steps: edit.steps,
         delta_norm: edit.delta_norm,
         hidden_norm: edit.hidden_norm,
+        seconds: addition.seconds,
         sequence,
         added_at_ms: addition.at_ms,
         ended_at_ms: None,

@@ -11,6 +11,8 @@ mod chat_template;
 mod cli;
 mod config;
 mod daemon;
+mod editor;
+mod editor_smollm2;
 mod facts;
 mod gguf;
 mod gguf_files;
