@@ -35,6 +35,9 @@ pub enum Error {
     /// A model could not be found or fetched.
     #[error(transparent)]
     Model(#[from] addenda_model::Error),
+    /// The daemon could not start, or broke.
+    #[error(transparent)]
+    Daemon(#[from] crate::error::Error),
     /// A file or directory of the user's.
     #[error("cannot read {path}: {source}", path = path.display())]
     File {

@@ -7,6 +7,7 @@ mod ask;
 mod client;
 mod config;
 mod console;
+mod demo;
 mod doctor;
 mod error;
 mod fact;
@@ -15,6 +16,7 @@ mod job;
 mod json;
 mod model;
 mod packet;
+mod serve;
 mod settings;
 mod table;
 mod text;
@@ -50,6 +52,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a model until SIGINT or SIGTERM.
+    Serve(serve::ServeArgs),
     /// Ask the model, with or without documents; streams the answer.
     Ask(ask::AskArgs),
     /// Add, list and retire facts in the model's weights.
@@ -69,6 +73,8 @@ enum Command {
     Config(config::ConfigCommand),
     /// Look for what keeps Addenda from working here, and say how to mend it.
     Doctor(doctor::DoctorArgs),
+    /// Show what Addenda does, on a small real model.
+    Demo(demo::DemoArgs),
 }
 
 /// Runs the command line of this process.
@@ -113,6 +119,7 @@ pub fn run(
 impl Command {
     fn flags(&self) -> Vec<(&'static str, String)> {
         match self {
+            Self::Serve(args) => args.flags(),
             Self::Config(command) => command.flags(),
             Self::Doctor(args) => args.flags(),
             _ => Vec::new(),
@@ -122,8 +129,10 @@ impl Command {
     fn run(self, loaded: &Loaded, console: &mut Console) -> Result<ExitCode> {
         let connect = &loaded.config.connect;
         match self {
+            Self::Serve(args) => args.run(loaded, console),
             Self::Config(command) => command.run(loaded, console),
             Self::Doctor(args) => args.run(loaded, console),
+            Self::Demo(args) => args.run(&loaded.config, console),
             Self::Model(command) => command.run(&loaded.config, console),
             Self::Ask(args) => client::block_on(args.run(connect, console)),
             Self::Fact(command) => client::block_on(command.run(connect, console)),

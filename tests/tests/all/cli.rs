@@ -279,6 +279,7 @@ fn every_command_explains_itself_and_a_wrong_one_is_a_usage_error() {
     let commands = [
         "ask",
         "config print",
+        "demo",
         "doctor",
         "fact add",
         "fact check",
@@ -301,6 +302,7 @@ fn every_command_explains_itself_and_a_wrong_one_is_a_usage_error() {
         "packet stats",
         "packet unpin",
         "packet warm",
+        "serve",
     ];
     for command in commands {
         let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();
