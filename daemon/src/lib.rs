@@ -13,6 +13,7 @@ mod grpc;
 mod jobs;
 mod limits;
 mod packets;
+pub mod process;
 mod prompt;
 pub mod server;
 mod shutdown;

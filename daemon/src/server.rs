@@ -14,6 +14,7 @@ use addenda_proto::addenda::v1::generation_server::GenerationServer;
 use addenda_proto::addenda::v1::jobs_server::JobsServer;
 use addenda_proto::addenda::v1::knowledge_server::KnowledgeServer;
 use addenda_proto::addenda::v1::packets_server::PacketsServer;
+use addenda_proto::addenda::v1::{generation_server, knowledge_server, packets_server};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -103,7 +104,7 @@ pub async fn serve_until(
     let result = match started {
         Ok(loaded) => {
             daemon.open(loaded);
-            health.set_service_status("", ServingStatus::Serving).await;
+            tell(&health, ServingStatus::Serving).await;
             tracing::info!(%address, "ready");
             ready(address);
             watch(&daemon, &health, &stop).await;
@@ -163,6 +164,19 @@ impl Daemon {
     }
 }
 
+/// Sets the health of the daemon and of each service that needs the engine.
+async fn tell(health: &HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    let engine = [
+        generation_server::SERVICE_NAME,
+        knowledge_server::SERVICE_NAME,
+        packets_server::SERVICE_NAME,
+    ];
+    for service in engine {
+        health.set_service_status(service, status).await;
+    }
+}
+
 /// Waits for the end, and lets health tell when the engine may not be asked any more.
 async fn watch(daemon: &Daemon, health: &HealthReporter, stop: &CancellationToken) {
     let mut state = daemon.engine.watch();
@@ -193,6 +207,10 @@ fn listen(
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    // What older clients ask for.
+    let older_reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
     let most = limits::MESSAGE_BYTES;
     let stop = daemon.stop.clone();
     let packets = PacketsServer::new(PacketsService(Arc::clone(&daemon)));
@@ -205,6 +223,7 @@ fn listen(
         .http2_keepalive_timeout(Some(limits::KEEPALIVE))
         .add_service(health)
         .add_service(reflection)
+        .add_service(older_reflection)
         .add_service(AdminServer::new(AdminService(Arc::clone(&daemon))))
         .add_service(JobsServer::new(JobsService(daemon)))
         .add_service(

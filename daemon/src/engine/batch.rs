@@ -5,8 +5,8 @@
 
 use crate::engine::sequence::{Phase, Sequence};
 
-/// Tokens of a prefill step while others decode: bounds the time between their tokens.
-const CHUNK_BESIDE_DECODE: usize = 128;
+/// Tokens of a prefill step while others decode or edit: bounds how long those wait.
+const CHUNK_BESIDE_OTHERS: usize = 128;
 
 /// The next round.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,11 +43,11 @@ impl Round {
     }
 
     /// Tokens that a prefill step may compute in this round.
-    pub(crate) fn chunk(&self, alone: usize) -> usize {
-        if self.decode.is_empty() {
+    pub(crate) fn chunk(&self, alone: usize, others_wait: bool) -> usize {
+        if self.decode.is_empty() && !others_wait {
             alone
         } else {
-            alone.min(CHUNK_BESIDE_DECODE)
+            alone.min(CHUNK_BESIDE_OTHERS)
         }
     }
 }
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!((first.decode.clone(), first.prefill), (vec![1, 4], Some(2)));
         let second = Round::of(phases.into_iter(), 2);
         assert_eq!(second.prefill, Some(0));
-        assert_eq!(first.chunk(512), 128);
+        assert_eq!(first.chunk(512, false), 128);
     }
 
     #[test]

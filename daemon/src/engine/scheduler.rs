@@ -25,6 +25,8 @@ use crate::packets::Shelf;
 
 /// Longest time that others are served between two steps of an edit that is itself quick.
 const LEAST_TURN: Duration = Duration::from_millis(20);
+/// While sequences run, packets get one part in so many of the time.
+const BUILD_SHARE: u32 = 4;
 
 /// Everything that runs, beside the weights.
 pub(crate) struct Floor {
@@ -38,6 +40,10 @@ pub(crate) struct Floor {
     pub(crate) chunk: usize,
     sequences: Vec<Sequence>,
     building: Option<Building>,
+    /// While sequences run, the packet is not stepped before this.
+    build_after: Instant,
+    /// Whether the rounds are those between two steps of an edit.
+    beside_edit: bool,
     /// The place that prefilled last.
     turn: usize,
     under: Under,
@@ -61,6 +67,8 @@ impl Floor {
             chunk,
             sequences: Vec::new(),
             building: None,
+            build_after: Instant::now(),
+            beside_edit: false,
             turn: 0,
             under,
         }
@@ -86,7 +94,9 @@ impl Floor {
     /// Serves others between two steps of an edit, about as long as its last step took.
     pub(crate) fn serve(&mut self, view: View<'_>, spent: Duration) {
         let until = Instant::now() + spent.max(LEAST_TURN);
+        self.beside_edit = true;
         while self.round(view) && Instant::now() < until {}
+        self.beside_edit = false;
     }
 
     /// The next edit that waits, with its ticket.
@@ -219,7 +229,7 @@ impl Floor {
             model,
             tokenizer: &self.tokenizer,
             shelf: &mut self.shelf,
-            chunk: round.chunk(self.chunk),
+            chunk: round.chunk(self.chunk, self.beside_edit),
         };
         let mut ended = Vec::new();
         for &place in round.decode.iter().chain(&round.prefill) {
@@ -242,10 +252,15 @@ impl Floor {
     }
 
     fn step_building(&mut self, model: &Transformer, round: &Round) {
+        let busy = !round.is_empty();
+        let started = Instant::now();
+        if busy && started < self.build_after {
+            return;
+        }
         let Some(mut building) = self.building.take() else {
             return;
         };
-        let chunk = round.chunk(self.chunk);
+        let chunk = round.chunk(self.chunk, self.beside_edit || busy);
         let span = building.ticket.span.clone();
         let _span = span.enter();
         match guard(|| building.step(model, chunk)) {
@@ -259,6 +274,7 @@ impl Floor {
             }
             Err(error) => building.end(Err(error)),
         }
+        self.build_after = started + started.elapsed() * BUILD_SHARE;
     }
 }
 

@@ -16,7 +16,8 @@ use addenda_proto::addenda::v1::jobs_client::JobsClient;
 use addenda_proto::addenda::v1::knowledge_client::KnowledgeClient;
 use addenda_proto::addenda::v1::packets_client::PacketsClient;
 use addenda_proto::addenda::v1::{
-    Chat, ChatMessage, Completion, GenerateRequest, Summary, Token, generate_request,
+    Chat, ChatMessage, Completion, GenerateRequest, PutDocumentRequest, ScoreRequest, Summary,
+    Token, generate_request, score_request,
 };
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
@@ -189,5 +190,25 @@ pub(crate) fn chat(question: &str) -> Chat {
             role: "user".to_owned(),
             content: question.to_owned(),
         }],
+    }
+}
+
+/// A document to be put.
+pub(crate) fn document(namespace: &str, name: &str, text: &str) -> PutDocumentRequest {
+    PutDocumentRequest {
+        name: name.to_owned(),
+        text: text.to_owned(),
+        namespace: namespace.to_owned(),
+    }
+}
+
+/// A request to score one continuation of a text.
+pub(crate) fn score(prompt: &str, continuation: &str) -> ScoreRequest {
+    ScoreRequest {
+        prompt: Some(score_request::Prompt::Completion(Completion {
+            text: prompt.to_owned(),
+        })),
+        continuations: vec![continuation.to_owned()],
+        ..ScoreRequest::default()
     }
 }
