@@ -12,6 +12,8 @@ use addenda::cli::{Console, run};
 use addenda::config::{Config, Inputs, Loaded, load};
 use serde_json::Value;
 
+use crate::daemon;
+
 #[derive(Clone, Default)]
 struct Buffer(Arc<Mutex<Vec<u8>>>);
 
@@ -422,4 +424,155 @@ fn doctor_says_who_holds_the_data_directory_when_the_daemon_does_not_answer() {
         "{lock}"
     );
     assert_eq!(finding(&findings, "daemon", "reachable").0, "problem");
+}
+
+/// One command to the daemon that tests share.
+fn ask_daemon(arguments: &[&str]) -> Outcome {
+    let home = tempfile::tempdir().unwrap();
+    let connect = daemon::shared().address.to_string();
+    let arguments = [&["--connect", &connect, "--json"], arguments].concat();
+    addenda(home.path(), &[], &arguments)
+}
+
+/// The same, which must succeed, as JSON.
+fn answers(arguments: &[&str]) -> Vec<Value> {
+    let outcome = ask_daemon(arguments);
+    assert_eq!(
+        outcome.code,
+        ExitCode::SUCCESS,
+        "{arguments:?}: {}",
+        outcome.err
+    );
+    lines(&outcome.out)
+}
+
+#[test]
+fn a_folder_is_warmed_listed_pinned_asked_and_erased_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().display().to_string();
+    std::fs::create_dir(folder.path().join("wards")).unwrap();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+    write("rules.txt", b"Visitors leave at nine.");
+    write("wards/alder.md", b"Alder Ward has eleven beds.");
+    write(".hidden", b"not a document");
+    write("latin.txt", b"Caf\xe9");
+    let ours = ["--namespace", "cli-warm"];
+    let with_ours = |arguments: &[&'static str]| [arguments, &ours].concat();
+    let warm = [&["packet", "warm", &dir], &ours[..]].concat();
+
+    let first = ask_daemon(&warm);
+    assert_eq!(first.code, ExitCode::FAILURE, "a file was left out");
+    assert!(
+        first.err.contains("latin.txt") && first.err.contains("UTF-8"),
+        "{}",
+        first.err
+    );
+    assert_eq!(lines(&first.out).last().unwrap()["created"], 2);
+    std::fs::remove_file(folder.path().join("latin.txt")).unwrap();
+    assert_eq!(answers(&warm).last().unwrap()["found"], 2);
+
+    let packets = answers(&with_ours(&["packet", "list"]));
+    let mut names: Vec<&str> = packets
+        .iter()
+        .map(|one| one["document"].as_str().unwrap())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["rules.txt", "wards/alder.md"]);
+    let short = &packets[0]["id"].as_str().unwrap()[..12];
+    let pinned = answers(&[&["packet", "pin", short], &ours[..]].concat());
+    assert_eq!(
+        (&pinned[0]["id"], &pinned[0]["pinned"]),
+        (&packets[0]["id"], &Value::Bool(true))
+    );
+
+    let question = [
+        "ask",
+        "--raw",
+        "--doc",
+        "rules.txt",
+        "--mode",
+        "packet",
+        "--max-tokens",
+        "4",
+    ];
+    let answer = answers(&with_ours(
+        &[&question[..], &["Visitors leave at"]].concat(),
+    ));
+    assert!(!answer[0]["answer"].as_str().unwrap().is_empty());
+    assert_eq!(answer[0]["summary"]["mode"], "MODE_PACKET");
+    assert!(answer[0]["summary"]["packet_tokens"].as_u64().unwrap() > 0);
+
+    let erased = answers(&with_ours(&["packet", "rm", "rules.txt"]));
+    assert_eq!(erased[0]["packets"], 1);
+    let gone = ask_daemon(&with_ours(&["packet", "show", "rules.txt"]));
+    assert_eq!(gone.code, ExitCode::FAILURE);
+    assert!(
+        gone.err.contains("rules.txt") && gone.err.contains("hint:"),
+        "{}",
+        gone.err
+    );
+}
+
+#[test]
+fn what_is_served_and_stored_is_shown_as_json() {
+    let info = answers(&["model", "info"]);
+    assert_eq!(info[0]["revision"].as_str().unwrap().len(), 64);
+    assert_eq!(info[0]["layers"], 30);
+    let stats = answers(&["packet", "stats"]);
+    assert!(stats[0]["hits"].is_u64());
+    for list in [
+        &["fact", "list"][..],
+        &["job", "list", "--all"],
+        &["fact", "watch", "--no-follow"],
+    ] {
+        answers(list);
+    }
+}
+
+#[test]
+fn an_id_that_is_unknown_or_too_short_is_an_error_with_a_hint() {
+    let unknown = "0".repeat(64);
+    for id in ["abc", "0123456789ab", &unknown] {
+        for command in ["show", "retire", "check"] {
+            let outcome = ask_daemon(&["fact", command, id]);
+            assert_eq!(outcome.code, ExitCode::FAILURE, "{command} {id}");
+            assert!(outcome.err.contains("fact list"), "{}", outcome.err);
+        }
+    }
+}
+
+#[test]
+fn doctor_finds_a_running_daemon_well() {
+    let home = tempfile::tempdir().unwrap();
+    let connect = daemon::shared().address.to_string();
+    let data_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared-daemon");
+    let config = daemon::config(&data_dir, &[]);
+    let (data_dir, cache_dir) = (
+        data_dir.display().to_string(),
+        config.cache_dir.display().to_string(),
+    );
+    let arguments = [
+        "--json",
+        "--connect",
+        &connect,
+        "--cache-dir",
+        &cache_dir,
+        "doctor",
+        "--data-dir",
+        &data_dir,
+        "--min-free-bytes",
+        "1",
+    ];
+    let outcome = addenda(home.path(), &[], &arguments);
+    let findings = lines(&outcome.out);
+    for (area, subject) in [
+        ("model", "files"),
+        ("model", "tokenizer"),
+        ("data", "lock"),
+        ("daemon", "reachable"),
+        ("daemon", "serves"),
+    ] {
+        assert_eq!(finding(&findings, area, subject), ("ok", ""));
+    }
+    assert_eq!(outcome.code, ExitCode::SUCCESS, "{}", outcome.out);
 }

@@ -26,6 +26,9 @@ use crate::config::Config;
 /// Columns of the demo's tables at most.
 const PAGE: u16 = 110;
 
+/// Characters of a bar that is printed once.
+const BAR: usize = 40;
+
 /// The model that the demo's promises are about.
 const MODEL: &str = "smollm2-135m";
 
@@ -102,6 +105,15 @@ impl Stage<'_> {
             return Ok(());
         }
         self.console.line(text)
+    }
+
+    /// Where no bar was drawn because nobody watches a terminal, the bar at its end.
+    fn full_bar(&mut self, what: &str, total: usize, unit: &str) -> Result<()> {
+        if self.console.live() {
+            return Ok(());
+        }
+        let bar = "━".repeat(BAR);
+        self.say(&format!("{what} {bar} {total}/{total} {unit}"))
     }
 
     /// A table for people, never wider than a page.

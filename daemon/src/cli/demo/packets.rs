@@ -16,7 +16,7 @@ use crate::cli::table::table;
 use crate::cli::text::{first_line, grouped};
 use crate::config::format_bytes;
 
-/// Tokens of an answer; enough for a sentence.
+/// Tokens of an answer at most; one sentence is enough.
 const ANSWER_TOKENS: u32 = 32;
 
 /// Warms the documents and shows their packets.
@@ -31,6 +31,7 @@ pub(crate) async fn warm(client: &Client, stage: &mut Stage<'_>) -> Result<()> {
     let documents = tokio_stream::iter(requests);
     let warmed = send_documents(client, documents, DOCUMENTS.len(), stage.console).await?;
     let seconds = began.elapsed().as_secs_f64();
+    stage.full_bar("warming", DOCUMENTS.len(), "documents")?;
     let mut rows = table(&["Document", ">Text", ">Tokens", ">Packet"]);
     let (mut tokens, mut bytes) = (0, 0);
     for packet in &warmed.packets {
@@ -135,6 +136,7 @@ async fn ask(client: &Client, with_documents: bool, mode: wire::Mode) -> Result<
         documents: names.filter(|_| with_documents).collect(),
         mode: mode.into(),
         max_tokens: ANSWER_TOKENS,
+        stop: vec![".".to_owned()],
         ..wire::GenerateRequest::default()
     };
     generate(client, request, |_| Ok(())).await
