@@ -14,7 +14,7 @@ impl ModelConfig {
     /// Checks that the numbers are in range and fit each other.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first field that does not fit.
+    /// [`crate::Error::Config`] naming the first field that does not fit.
     pub fn validate(&self) -> Result<()> {
         self.validate_sizes()?;
         self.validate_layers()?;
