@@ -95,11 +95,8 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             _ended: end,
         };
         let chunk = setup.config.prefill_chunk;
-        let bench = match scheduler::guard(|| load::load(&setup)) {
-            Ok((bench, loaded)) => {
-                drop(tell.send(Ok(loaded)));
-                bench
-            }
+        let (bench, loaded) = match scheduler::guard(|| load::load(&setup)) {
+            Ok(done) => done,
             Err(error) => {
                 drop(tell.send(Err(error)));
                 return;
@@ -111,6 +108,8 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             state.under = under;
             state.ledger = bench.ledger_length();
         });
+        // Only now: whoever hears of it may ask at once.
+        drop(tell.send(Ok(loaded)));
         let tokenizer = Arc::clone(&bench.tokenizer);
         let shelf = Shelf::new(bench.model.device(), limits::MAPPED_BYTES);
         run(

@@ -183,7 +183,7 @@ async fn add(
         cancel: ticket.cancel.child_token(),
         ..ticket.clone()
     };
-    let job = daemon.jobs.begin("edit", "facts", ticket.cancel.clone());
+    let job = daemon.jobs.begin("edit", "steps", ticket.cancel.clone());
     let request_id = request.request_id;
     let edit = |reply| {
         Command::Edit(Box::new(Edit::Add {

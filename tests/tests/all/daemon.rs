@@ -83,7 +83,13 @@ impl Daemon {
     }
 
     pub(crate) async fn connect(&self) -> Clients {
+        self.connect_with_window(None).await
+    }
+
+    /// A client that takes so many bytes of each stream before it must have read some.
+    pub(crate) async fn connect_with_window(&self, bytes: Option<u32>) -> Clients {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(bytes);
         let channel = endpoint.connect().await.unwrap();
         Clients { channel }
     }

@@ -8,7 +8,7 @@ use addenda_proto::addenda::v1::{
 use tokio_stream::StreamExt;
 use tonic::Code;
 
-use crate::daemon::{Clients, Daemon, ask, complete};
+use crate::daemon::{Clients, Daemon, ask, collect, complete};
 
 const PROMPTS: [&str; 3] = [
     "The mother tongue of Danielle Darrieux is",
@@ -132,6 +132,15 @@ async fn a_fact_holds_through_a_restart_and_leaves_no_trace_when_retired() {
         .unwrap();
     assert!(now.target_is_top1);
 
+    // It reads nothing, so its sequence waits; that holds up nobody.
+    let slow = daemon.connect_with_window(Some(1024)).await;
+    let request = complete("Once upon a time", 600);
+    let unread = slow
+        .generation()
+        .generate(request)
+        .await
+        .unwrap()
+        .into_inner();
     let retire = RetireFactRequest {
         id: record.id.clone(),
     };
@@ -144,6 +153,13 @@ async fn a_fact_holds_through_a_restart_and_leaves_no_trace_when_retired() {
     assert_eq!(retired.record.unwrap().state(), FactState::Retired);
     assert_eq!(retired.revision, base);
     assert!(furthest(&before, &scores(&clients).await) <= 1e-5);
+    let across = collect(unread).await.unwrap().summary;
+    assert_eq!((across.generated_tokens, across.exact), (600, false));
+    assert!(
+        across.mode_reason.contains("changed"),
+        "{}",
+        across.mode_reason
+    );
     let twice = clients
         .knowledge()
         .retire_fact(retire)
