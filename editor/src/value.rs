@@ -4,10 +4,11 @@
 //! follows the MLP, to the down-projection's output, through that norm. Adam on
 //! `mean NLL(target) + kl · KL(base ‖ edited at "{subject} is a") + decay · ‖δ‖/‖h‖²`, with ‖δ‖ ≤ clamp · ‖h‖ after each
 //! step; the end is every token of the target winning by the margin in every context. Always on the base weights, so
-//! that z does not depend on what else was edited. Everything below the edited layer is computed once.
+//! that z does not depend on what else was edited. What lies below the edited layer, or before the subject's end, does
+//! not change with δ and is computed once.
 
 use addenda_model::tensor::NoGrad;
-use addenda_model::{Action, Overlay, Pass, Site, Tap, Transformer};
+use addenda_model::{Action, Beginnings, Overlay, Pass, Site, Tap, Transformer};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
@@ -104,11 +105,11 @@ struct Bench<'a> {
     base: &'a Overlay,
     place: Place,
     layer: usize,
-    /// `[B, S, d]`: the residual stream that the steps run from, base weights.
-    stream: Tensor,
-    /// (row, token) of the subject's last token in each row.
+    /// The rows up to the subject's last token, which their ends begin with; base weights.
+    beginnings: Beginnings,
+    /// (row, token of the end) of the subject's last token in each row.
     subjects: Vec<(i64, i64)>,
-    /// (row, token) before each token of the target, context by context; then the essence's last.
+    /// (row, token of the end) before each token of the target, context by context; then the essence's last.
     places: Vec<(i64, i64)>,
     /// i64 `[contexts · target]`.
     targets: Tensor,
@@ -144,30 +145,25 @@ impl<'a> Bench<'a> {
             .map(|prompt| [&prompt.ids, read].concat())
             .collect();
         rows.push(problem.essence.ids.clone());
-        let subjects: Vec<(i64, i64)> = problem
-            .prompts
-            .iter()
-            .chain([problem.essence])
-            .enumerate()
-            .map(|(row, prompt)| (index(row), index(prompt.subject_at)))
+        let starts = problem.prompts.iter().chain([problem.essence]);
+        let spans: Vec<(usize, usize)> = starts
+            .zip(&rows)
+            .map(|(prompt, row)| (prompt.subject_at, row.len()))
             .collect();
         let mut places: Vec<(i64, i64)> = Vec::new();
         for (row, prompt) in problem.prompts.iter().enumerate() {
-            places.extend(
-                (0..problem.target.len()).map(|n| (index(row), index(prompt.ids.len() - 1 + n))),
-            );
+            let last = prompt.ids.len() - 1 - prompt.subject_at;
+            places.extend((0..problem.target.len()).map(|n| (index(row), index(last + n))));
         }
-        places.push((
-            index(problem.prompts.len()),
-            index(problem.essence.ids.len() - 1),
-        ));
+        let last = problem.essence.ids.len() - 1 - problem.essence.subject_at;
+        places.push((index(problem.prompts.len()), index(last)));
 
         let ids = padded(&rows, model)?;
-        let bare: Vec<(i64, i64)> = subjects.iter().take(1).copied().collect();
+        let bare = spans.iter().take(1).map(|span| (0, index(span.0)));
         let taps = [Tap {
             layer,
             site: state_site(solve.place),
-            at: bare,
+            at: bare.collect(),
             action: Action::Read,
         }];
         let mut pass = Pass::new().under(base).with_taps(&taps);
@@ -175,12 +171,15 @@ impl<'a> Bench<'a> {
         let state = pass.reads.into_iter().flatten().next();
         let state =
             state.ok_or_else(|| Error::Unsupported(format!("layer {layer} gave no state")))?;
-        let stream = match solve.place {
-            Place::Residual => leaving,
+        let (below, stream) = match solve.place {
+            Place::Residual => (layer, leaving),
             Place::MlpOut => {
-                model.forward_to(layer.saturating_sub(1), &ids, &mut Pass::new().under(base))?
+                let below = layer.saturating_sub(1);
+                let mut pass = Pass::new().under(base);
+                (below, model.forward_to(below, &ids, &mut pass)?)
             }
         };
+        let beginnings = model.beginnings(below, &stream, &spans, &Pass::new().under(base))?;
         let answers: Vec<i64> = problem
             .prompts
             .iter()
@@ -196,8 +195,8 @@ impl<'a> Bench<'a> {
             base,
             place: solve.place,
             layer,
-            stream,
-            subjects,
+            beginnings,
+            subjects: (0..index(rows.len())).map(|row| (row, 0)).collect(),
             places,
             targets: on_device(Tensor::f_from_slice(&answers))?,
             essence: Tensor::new(),
@@ -223,23 +222,23 @@ impl<'a> Bench<'a> {
             .f_to_kind(self.model.kind())
             .and_then(|delta| delta.f_expand([rows, width], false))
             .map_err(Error::torch(ACTION))?;
+        let ends = self.beginnings.ends();
         let hidden = match self.place {
             Place::Residual => {
-                let stream = self.added(&spread).map_err(Error::torch(ACTION))?;
+                let ends = self.added(&spread).map_err(Error::torch(ACTION))?;
+                let mut pass = Pass::new().under(self.base);
                 self.model
-                    .forward_from(self.layer, &stream, &mut Pass::new().under(self.base))?
+                    .forward_ends(&self.beginnings, &ends, &mut pass)?
             }
             Place::MlpOut => {
-                let at = self.subjects.clone();
                 let taps = [Tap {
                     layer: self.layer,
                     site: Site::MlpOut,
-                    at,
+                    at: self.subjects.clone(),
                     action: Action::Add(spread),
                 }];
                 let mut pass = Pass::new().under(self.base).with_taps(&taps);
-                self.model
-                    .forward_from(self.layer.saturating_sub(1), &self.stream, &mut pass)?
+                self.model.forward_ends(&self.beginnings, ends, &mut pass)?
             }
         };
         let picked = pick(&hidden, &self.places).map_err(Error::torch(ACTION))?;
@@ -254,7 +253,8 @@ impl<'a> Bench<'a> {
         let device = self.model.device();
         let rows = Tensor::f_from_slice(&rows)?.f_to_device(device)?;
         let tokens = Tensor::f_from_slice(&tokens)?.f_to_device(device)?;
-        self.stream
+        self.beginnings
+            .ends()
             .f_index_put(&[Some(rows), Some(tokens)], spread, true)
     }
 

@@ -6,6 +6,7 @@
 pub mod catalogue;
 pub mod chat;
 pub mod config;
+mod ends;
 pub mod error;
 pub mod gguf;
 mod kv;
@@ -21,6 +22,7 @@ pub mod weights;
 
 pub use chat::{ChatMessage, ChatTemplate};
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling};
+pub use ends::Beginnings;
 pub use error::{Error, Result};
 pub use kv::{PacketKv, PacketShape, SequenceKv};
 pub use model_files::ModelFiles;

@@ -29,17 +29,17 @@ pub enum Input<'a> {
 
 /// A model, loaded.
 pub struct Transformer {
-    config: ModelConfig,
+    pub(crate) config: ModelConfig,
     /// `[vocab, d]`.
     embeddings: Tensor,
-    blocks: Vec<Block>,
-    norm: RmsNorm,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: RmsNorm,
     /// `[vocab, d]`; the embeddings themselves where they are tied.
     output: Tensor,
     /// Of layers that see everything, and of windowed ones.
     ropes: [Rope; 2],
-    device: Device,
-    kind: Kind,
+    pub(crate) device: Device,
+    pub(crate) kind: Kind,
 }
 
 impl Transformer {
@@ -327,12 +327,13 @@ impl Transformer {
             } else {
                 &full
             };
-            x = block.forward_batch(&x, self.rope(block), visible.as_ref(), pass)?;
+            let seen = (visible.as_ref(), None);
+            (x, _) = block.forward_batch(&x, self.rope(block), seen, pass)?;
         }
         Ok(x)
     }
 
-    fn rope(&self, block: &Block) -> &Rope {
+    pub(crate) fn rope(&self, block: &Block) -> &Rope {
         let [full, windowed] = &self.ropes;
         if block.window().is_some() {
             windowed
@@ -350,7 +351,7 @@ impl Transformer {
         })
     }
 
-    fn check_layer(&self, layer: usize) -> Result<()> {
+    pub(crate) fn check_layer(&self, layer: usize) -> Result<()> {
         self.block(layer).map(|_| ())
     }
 

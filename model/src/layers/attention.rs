@@ -32,6 +32,21 @@ pub(crate) struct Attention {
     window: Option<usize>,
 }
 
+/// Keys (rotated) and values of the tokens that stand before those of a batch,
+/// `[B, P, kv_heads, head_dim]` each.
+#[derive(Debug)]
+pub(crate) struct Before {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl Before {
+    fn tokens(&self) -> usize {
+        let tokens = self.keys.size().get(1).copied().unwrap_or(0);
+        usize::try_from(tokens).unwrap_or(0)
+    }
+}
+
 /// Of T tokens, before rotation.
 struct Projected {
     /// Queries and keys, `[.., T, heads + kv_heads, head_dim]`.
@@ -174,27 +189,37 @@ impl Attention {
         Ok(parts)
     }
 
-    /// `x [B, S, d]`, each row's tokens at positions 0 .. S, to `[B, S, d]`.
-    /// `mask [S, S]` is true where a query (row) sees a key (column); `None` is causal.
-    /// (A window is part of the mask.) Differentiable in `x`.
+    /// `x [B, S, d]`, each row's tokens at positions P .. P + S behind the P tokens of `before`, to
+    /// `[B, S, d]` and the keys and values of all P + S.
+    /// `mask [.., S, P + S]` is true where a query (row) sees a key (column); `None` is causal,
+    /// and then there is nothing before. (A window is part of the mask.) Differentiable in `x`.
     pub(crate) fn forward_batch(
         &self,
         x: &Tensor,
         rope: &Rope,
         mask: Option<&Tensor>,
-    ) -> Result<Tensor> {
+        before: Option<&Before>,
+    ) -> Result<(Tensor, Before)> {
         let (rows, tokens, _) = x.size3()?;
         let Projected { qk, v } = self.project(x)?;
-        let angles = rope.angles(0, usize::try_from(tokens).unwrap_or(0))?;
+        let at = before.map_or(0, Before::tokens);
+        let angles = rope.angles(at, usize::try_from(tokens).unwrap_or(0))?;
         let rotated = angles.rotate(&qk)?;
         let q = rotated.f_narrow(-2, 0, self.heads)?.f_transpose(1, 2)?;
+        let keys = rotated.f_narrow(-2, self.heads, self.kv_heads)?;
+        let seen = match before {
+            None => Before { keys, values: v },
+            Some(before) => Before {
+                keys: Tensor::f_cat(&[&before.keys, &keys], 1)?,
+                values: Tensor::f_cat(&[&before.values, &v], 1)?,
+            },
+        };
         let expand = |t: &Tensor| -> Result<Tensor> {
             let groups = self.heads / self.kv_heads;
             let expanded = t.f_repeat_interleave_self_int(groups, 2, None)?;
             Ok(expanded.f_transpose(1, 2)?)
         };
-        let k = expand(&rotated.f_narrow(-2, self.heads, self.kv_heads)?)?;
-        let v = expand(&v)?;
+        let (k, v) = (expand(&seen.keys)?, expand(&seen.values)?);
         let causal = mask.is_none();
         let out = Tensor::f_scaled_dot_product_attention(
             &q, &k, &v, mask, 0.0, causal, self.scale, false,
@@ -202,7 +227,7 @@ impl Attention {
         let out = out
             .f_transpose(1, 2)?
             .f_reshape([rows, tokens, self.heads * self.head_dim])?;
-        self.output.forward(&out)
+        Ok((self.output.forward(&out)?, seen))
     }
 
     /// `x [.., T, d]` to queries, keys and values, normed where the model norms them.

@@ -1,7 +1,7 @@
 //! One layer of the decoder: attention and MLP, each behind a norm and added to the residual
 //! stream. Gemma norms what they give once more before adding it.
 
-use super::attention::Attention;
+use super::attention::{Attention, Before};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
 use super::rope::{Rope, RunAngles};
@@ -90,16 +90,19 @@ impl Block {
         add(&x, out, self.after_mlp.as_ref())
     }
 
-    /// The residual stream `[B, S, d]` of a batch, through this layer and its taps.
+    /// The residual stream `[B, S, d]` of a batch, through this layer and its taps; and this
+    /// layer's keys and values. `visible` and `before` are [`Attention::forward_batch`]'s.
     pub(crate) fn forward_batch(
         &self,
         x: &Tensor,
         rope: &Rope,
-        visible: Option<&Tensor>,
+        (visible, before): (Option<&Tensor>, Option<&Before>),
         pass: &mut Pass<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Before)> {
         let normed = self.before_attention.forward(x)?;
-        let attended = self.attention.forward_batch(&normed, rope, visible)?;
+        let (attended, seen) = self
+            .attention
+            .forward_batch(&normed, rope, visible, before)?;
         let attended = pass.tap(self.layer, Site::AttentionOut, attended)?;
         let x = add(x, attended, self.after_attention.as_ref())?;
         let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;
@@ -114,7 +117,7 @@ impl Block {
         let out = key.f_linear::<&Tensor>(down, None)?;
         let out = pass.tap(self.layer, Site::MlpOut, out)?;
         let x = add(&x, out, self.after_mlp.as_ref())?;
-        pass.tap(self.layer, Site::Residual, x)
+        Ok((pass.tap(self.layer, Site::Residual, x)?, seen))
     }
 }
 

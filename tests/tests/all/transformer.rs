@@ -269,3 +269,32 @@ fn an_overlay_is_served_only_once_installed_and_the_base_comes_back_bit_for_bit(
     let wrong = Tensor::zeros([3, 3], (Kind::Float, Device::Cpu));
     assert!(model.overlay(&BTreeMap::from([(2, wrong)])).is_err());
 }
+
+#[test]
+fn rows_that_are_begun_once_end_as_if_they_had_run_whole() {
+    for (name, model) in variants() {
+        let rows = [ids(23, 1), ids(9, 2), ids(14, 3)];
+        let width = 23;
+        let flat: Vec<i64> = rows
+            .iter()
+            .flat_map(|row| (0..width).map(|at| i64::from(row.get(at).copied().unwrap_or(0))))
+            .collect();
+        let batch = Tensor::from_slice(&flat).view([3, width as i64]);
+        let residual = model.forward_to(1, &batch, &mut Pass::new()).unwrap();
+        let whole = model.forward_from(1, &residual, &mut Pass::new()).unwrap();
+        for spans in [[(17, 23), (0, 9), (11, 14)], [(0, 23), (0, 9), (0, 14)]] {
+            let begun = model
+                .beginnings(1, &residual, &spans, &Pass::new())
+                .unwrap();
+            let ends = model
+                .forward_ends(&begun, begun.ends(), &mut Pass::new())
+                .unwrap();
+            for (row, (from, len)) in (0..).zip(spans) {
+                let (from, count) = (from as i64, (len - from) as i64);
+                let expected = whole.get(row).narrow(0, from, count);
+                let apart = furthest(&ends.get(row).narrow(0, 0, count), &expected);
+                assert!(apart <= TOLERANCE, "{name}, row {row}: {apart:e}");
+            }
+        }
+    }
+}

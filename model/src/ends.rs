@@ -1,0 +1,180 @@
+//! The ends of rows, run again and again behind beginnings that stay the same.
+//!
+//! What seeks a hidden state changes it at one token and looks at what follows: the tokens before
+//! it give the same keys and values each time. [`Transformer::beginnings`] computes those once, and
+//! [`Transformer::forward_ends`] runs only the rest. The rows are moved so that their ends begin at
+//! one column; that changes nothing, since rotary scores depend on differences of positions, and
+//! no token sees the columns before its row's first.
+//!
+//! Gives the same numbers as [`Transformer::forward_from`]. Causal masks only.
+
+use crate::error::{Error, Result};
+use crate::layers::attention::Before;
+use crate::taps::{Mask, Pass};
+use crate::tensor::{NoGrad, int};
+use crate::transformer::Transformer;
+use tch::{Kind, Tensor};
+
+/// Rows that were begun: everything that does not change when their ends do.
+#[derive(Debug)]
+pub struct Beginnings {
+    layer: usize,
+    /// Of each layer above `layer`: keys and values of the P columns before the ends; none where
+    /// every end is a whole row.
+    before: Vec<Option<Before>>,
+    /// `[B, 1, E, P + E]`, of layers that see everything and of windowed ones.
+    visible: [Tensor; 2],
+    /// `[B, E, d]`.
+    ends: Tensor,
+}
+
+impl Beginnings {
+    /// The residual stream of the ends as it left the layer, `[B, E, d]`: token e of a row's end
+    /// is the row's token `from + e`. What stands behind a shorter row is of no consequence.
+    #[must_use]
+    pub fn ends(&self) -> &Tensor {
+        &self.ends
+    }
+}
+
+impl Transformer {
+    /// Begins rows: runs the layers above `layer` on what stands before each row's end.
+    ///
+    /// `residual [B, S, d]` is the stream as it left `layer`, right-padded; `spans` holds for each
+    /// row the token that its end begins with, and the row's length. No gradients, no taps.
+    ///
+    /// # Errors
+    /// A span outside of the rows, a mask other than the causal one, or libtorch's.
+    pub fn beginnings(
+        &self,
+        layer: usize,
+        residual: &Tensor,
+        spans: &[(usize, usize)],
+        pass: &Pass<'_>,
+    ) -> Result<Beginnings> {
+        let _guard = NoGrad::new();
+        self.check_layer(layer)?;
+        let (rows, tokens, _) = residual.size3()?;
+        let fits = |&(from, len): &(usize, usize)| from < len && int(len) <= tokens;
+        if int(spans.len()) != rows || !spans.iter().all(fits) {
+            return Err(Error::Invalid(format!(
+                "the ends {spans:?} do not fit {rows} rows of {tokens} tokens"
+            )));
+        }
+        if pass.mask != Mask::Causal {
+            return Err(Error::Invalid(
+                "rows can be begun under a causal mask only".to_owned(),
+            ));
+        }
+        let start = spans.iter().map(|span| span.0).max().unwrap_or(0);
+        let end = spans.iter().map(|span| span.1 - span.0).max().unwrap_or(0);
+        if start + end > self.config.context {
+            return Err(Error::TooLong {
+                tokens: start + end,
+                context: self.config.context,
+            });
+        }
+        let columns = int(start + end);
+        let first: Vec<i64> = spans.iter().map(|span| int(start - span.0)).collect();
+        let aligned = self.aligned(residual, &first, columns)?;
+        let first = Tensor::f_from_slice(&first)?.f_to_device(self.device)?;
+        let all = self.visible(&first, columns, None)?;
+        let windowed = self.visible(&first, columns, self.config.sliding_window)?;
+        let part = |visible: &Tensor, from: usize, count: usize, keys: usize| {
+            let rows = visible.f_narrow(2, int(from), int(count))?;
+            rows.f_narrow(3, 0, int(keys))
+        };
+        let early = [
+            part(&all, 0, start, start)?,
+            part(&windowed, 0, start, start)?,
+        ];
+        let mut begun = Pass::new();
+        begun.overlay = pass.overlay;
+        let mut x = aligned.f_narrow(1, 0, int(start))?;
+        let mut before = Vec::new();
+        for block in self.blocks.get(layer + 1..).unwrap_or_default() {
+            if start == 0 {
+                before.push(None);
+                continue;
+            }
+            let seen = (Some(pick(&early, block.window())), None);
+            let (out, seen) = block.forward_batch(&x, self.rope(block), seen, &mut begun)?;
+            before.push(Some(seen));
+            x = out;
+        }
+        Ok(Beginnings {
+            layer,
+            before,
+            visible: [
+                part(&all, start, end, start + end)?,
+                part(&windowed, start, end, start + end)?,
+            ],
+            ends: aligned.f_narrow(1, int(start), int(end))?,
+        })
+    }
+
+    /// The layers above, on the rows' ends: `ends [B, E, d]` in the place of
+    /// [`Beginnings::ends`], to hidden states after the last norm, `[B, E, d]`. Taps count tokens
+    /// from the ends' first. Differentiable in `ends`.
+    ///
+    /// # Errors
+    /// `ends` has another shape, or libtorch's.
+    pub fn forward_ends(
+        &self,
+        beginnings: &Beginnings,
+        ends: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        if ends.size() != beginnings.ends.size() {
+            return Err(Error::Shape {
+                what: "the ends of the rows".to_owned(),
+                expected: beginnings.ends.size(),
+                found: ends.size(),
+            });
+        }
+        let mut x = ends.f_to_kind(self.kind)?;
+        let blocks = self.blocks.get(beginnings.layer + 1..).unwrap_or_default();
+        for (block, before) in blocks.iter().zip(&beginnings.before) {
+            let visible = Some(pick(&beginnings.visible, block.window()));
+            let seen = (visible, before.as_ref());
+            (x, _) = block.forward_batch(&x, self.rope(block), seen, pass)?;
+        }
+        self.norm.forward(&x)
+    }
+
+    /// `residual [B, S, d]` moved so that row b's first token stands in column `first[b]`,
+    /// `[B, columns, d]`. Columns without a token hold a copy of some other.
+    fn aligned(&self, residual: &Tensor, first: &[i64], columns: i64) -> Result<Tensor> {
+        let (rows, tokens, d) = residual.size3()?;
+        let sources: Vec<i64> = (0..rows)
+            .zip(first)
+            .flat_map(|(row, first)| {
+                (0..columns).map(move |at| row * tokens + (at - first).clamp(0, tokens - 1))
+            })
+            .collect();
+        let sources = Tensor::f_from_slice(&sources)?.f_to_device(self.device)?;
+        let flat = residual.f_to_kind(self.kind)?.f_reshape([-1, d])?;
+        Ok(flat
+            .f_index_select(0, &sources)?
+            .f_reshape([rows, columns, d])?)
+    }
+
+    /// `[B, 1, columns, columns]`: true where a query sees a key. A column before a row's first
+    /// token sees itself, so that nothing there is undefined.
+    fn visible(&self, first: &Tensor, columns: i64, window: Option<usize>) -> Result<Tensor> {
+        let column = Tensor::f_arange(columns, (Kind::Int64, self.device))?;
+        let back = column.f_unsqueeze(1)?.f_sub(&column)?;
+        let mut causal = back.f_ge(0)?;
+        if let Some(window) = window {
+            causal = causal.f_logical_and(&back.f_lt(int(window))?)?;
+        }
+        let own = column.f_ge_tensor(&first.f_reshape([-1, 1, 1, 1])?)?;
+        let seen = causal.f_logical_and(&own)?;
+        Ok(seen.f_logical_or(&back.f_eq(0)?)?)
+    }
+}
+
+fn pick(masks: &[Tensor; 2], window: Option<usize>) -> &Tensor {
+    let [all, windowed] = masks;
+    if window.is_some() { windowed } else { all }
+}
