@@ -37,3 +37,19 @@ pub(crate) fn resolve<'a>(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::resolve;
+
+    #[test]
+    fn only_an_unambiguous_beginning_of_four_digits_is_an_id() {
+        let ids = ["abcd01", "abcd02", "ef0123"];
+        let found = |given| resolve("fact", given, ids.into_iter()).ok();
+        assert_eq!(found("EF01"), Some("ef0123".to_owned()));
+        assert_eq!(found("abcd01"), Some("abcd01".to_owned()));
+        for refused in ["ef0", "abcd", "0000", "wxyz"] {
+            assert_eq!(found(refused), None, "{refused}");
+        }
+    }
+}

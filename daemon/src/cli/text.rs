@@ -94,3 +94,35 @@ fn civil(days: u64) -> (u64, u64, u64) {
     };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{count, first_line, grouped, utc};
+
+    #[test]
+    fn times_are_right_around_leap_days_and_the_ends_of_years() {
+        assert_eq!(utc(0), "-");
+        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00Z");
+        assert_eq!(utc(951_868_799_999), "2000-02-29 23:59:59Z");
+        assert_eq!(utc(951_868_800_000), "2000-03-01 00:00:00Z");
+        assert_eq!(utc(4_102_444_799_000), "2099-12-31 23:59:59Z");
+        assert_eq!(utc(4_107_542_400_000), "2100-03-01 00:00:00Z");
+    }
+
+    #[test]
+    fn numbers_are_grouped_and_counted() {
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(
+            (count(1, "fact"), count(0, "fact")),
+            ("1 fact".into(), "0 facts".into())
+        );
+    }
+
+    #[test]
+    fn a_long_or_many_lined_text_is_cut_and_says_so() {
+        assert_eq!(first_line("short", 10), "short");
+        assert_eq!(first_line("naïve café au lait", 10), "naïve caf…");
+        assert_eq!(first_line("one\ntwo", 10), "one…");
+    }
+}
