@@ -31,7 +31,6 @@ pub struct Beginnings {
 impl Beginnings {
     /// The residual stream of the ends as it left the layer, `[B, E, d]`: token e of a row's end
     /// is the row's token `from + e`. What stands behind a shorter row is of no consequence.
-    #[must_use]
     pub fn ends(&self) -> &Tensor {
         &self.ends
     }
