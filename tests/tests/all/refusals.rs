@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use addenda_proto::addenda::v1::{
-    ChatMessage, GetJobRequest, GetPacketRequest, ListPacketsRequest, Sampling, ScoreResponse,
+    ChatMessage, GetJobRequest, GetPacketRequest, InfoRequest, ListPacketsRequest, Sampling,
+    ScoreResponse,
 };
 use tokio_stream::StreamExt;
 use tonic::{Code, Request};
@@ -49,34 +50,31 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path(), &[("queue", "1")]);
     let clients = daemon.connect().await;
+    // They read nothing, so their answers never end: all places stay taken.
+    let silent = daemon.connect_with_window(Some(1024)).await;
     let mut running = Vec::new();
     for _ in 0..16 {
         let request = complete("Count upwards from one: 1, 2, 3,", 8000);
-        running.push(
-            clients
-                .generation()
-                .generate(request)
-                .await
-                .unwrap()
-                .into_inner(),
-        );
+        let answer = silent.generation().generate(request).await.unwrap();
+        running.push(answer.into_inner());
     }
-    // One waits; which of the others comes next is refused.
     let waiting = clients.generation();
     let waits = tokio::spawn(async move {
         let mut waiting = waiting;
         waiting.generate(complete("One more:", 2)).await.map(drop)
     });
-    let refused = loop {
-        let mut request = Request::new(complete("And another:", 2));
-        request.set_timeout(Duration::from_millis(500));
-        match clients.generation().generate(request).await {
-            Err(status) if status.code() == Code::ResourceExhausted => break status,
-            // It took the place itself and waited there until its deadline.
-            Err(status) => assert!(is_deadline(&status), "{status}"),
-            Ok(_) => panic!("nothing can start while all places are taken"),
+    // Only once that one has the waiting place is it certain whom the queue refuses.
+    loop {
+        let info = clients.admin().info(InfoRequest {}).await.unwrap();
+        if info.into_inner().queue_length >= 1 {
+            break;
         }
-    };
+        tokio::task::yield_now().await;
+    }
+    let another = complete("And another:", 2);
+    let refused = clients.generation().generate(another).await.map(drop);
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("queue"), "{}", refused.message());
     drop(running);
     waits.await.unwrap().unwrap();
