@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
+    "addenda/v1/adapters.proto",
     "addenda/v1/admin.proto",
     "addenda/v1/generation.proto",
     "addenda/v1/jobs.proto",

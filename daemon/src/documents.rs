@@ -11,7 +11,7 @@ use addenda_model::Tokenizer;
 
 use crate::digest::Digest;
 use crate::engine::Engine;
-use crate::engine::command::{Build, Command, Ticket};
+use crate::engine::command::{Build, Command, Form, Origin, Ticket};
 use crate::error::{Error, Result};
 use crate::packets::{Keep, PacketSource, Packets};
 use crate::prompt;
@@ -39,7 +39,7 @@ pub(crate) struct Stored {
 /// A document that a request answers from.
 pub(crate) struct Resolved {
     pub(crate) ids: Vec<u32>,
-    /// Its packet under the present weights, where packets were asked for.
+    /// Its packet of the form that was asked for, under the present weights.
     pub(crate) packet: Option<(PacketId, PacketSource)>,
     /// Whether that packet had to be computed now.
     pub(crate) rebuilt: bool,
@@ -73,13 +73,13 @@ impl Documents {
             source: source.0,
             ids: Arc::new(ids),
         };
-        if let Some(manifest) = self.find(&document).await? {
+        if let Some(manifest) = self.find(&document, Form::Wrapped).await? {
             return Ok(Stored {
                 manifest,
                 created: false,
             });
         }
-        self.build(ticket, document).await
+        self.build(ticket, document, Form::Wrapped).await
     }
 
     /// What a request's document, named or given by its packet's id, is.
@@ -91,13 +91,14 @@ impl Documents {
         ticket: &Ticket,
         namespace: &str,
         reference: &str,
-        as_packet: bool,
+        form: Option<Form>,
     ) -> Result<Resolved> {
-        let revision = self.engine.state().under.revision;
+        let wanted = form.unwrap_or(Form::Wrapped);
+        let origin = self.engine.state().under.origin(wanted);
         let (this, space) = (self.clone(), namespace.to_owned());
         let name = reference.to_owned();
-        let (manifest, ids) = blocking(move || this.known(&space, &name, revision)).await?;
-        if !as_packet {
+        let (manifest, ids) = blocking(move || this.known(&space, &name, origin)).await?;
+        if form.is_none() {
             return Ok(Resolved {
                 ids,
                 packet: None,
@@ -111,17 +112,17 @@ impl Documents {
             source: manifest.header.source,
             ids: Arc::new(ids),
         };
-        let fresh = self.packets.stale(&manifest, revision).is_none();
+        let fresh = self.packets.stale(&manifest, origin).is_none();
         let found = if fresh {
             Some(manifest)
         } else {
-            self.find(&document).await?
+            self.find(&document, wanted).await?
         };
         let ids = Arc::clone(&document.ids);
         let (manifest, rebuilt) = match found {
             Some(manifest) => (manifest, false),
             None => {
-                let stored = self.build(ticket, document).await?;
+                let stored = self.build(ticket, document, wanted).await?;
                 (stored.manifest, stored.created)
             }
         };
@@ -136,13 +137,13 @@ impl Documents {
         })
     }
 
-    /// The packet of these tokens under the present weights, if there is one; the document's name
-    /// stands for it from now on.
-    async fn find(&self, document: &Document) -> Result<Option<Manifest>> {
-        let revision = self.engine.state().under.revision;
+    /// The packet of these tokens and this form under the present weights, if there is one; the
+    /// document's name stands for it from now on.
+    async fn find(&self, document: &Document, form: Form) -> Result<Option<Manifest>> {
+        let origin = self.engine.state().under.origin(form);
         let (packets, document) = (self.packets.clone(), document.clone());
         blocking(move || {
-            let key = packets.key(&document.namespace, &document.ids, revision);
+            let key = packets.key(&document.namespace, &document.ids, origin);
             let Some(manifest) = packets.store().lookup(&key)? else {
                 return Ok(None);
             };
@@ -158,12 +159,12 @@ impl Documents {
     }
 
     /// Computes and stores a packet.
-    async fn build(&self, ticket: &Ticket, document: Document) -> Result<Stored> {
+    async fn build(&self, ticket: &Ticket, document: Document, form: Form) -> Result<Stored> {
         let ids = document.ids.as_ref().clone();
         let built = self
             .engine
             .ask(ticket, |reply| {
-                Command::Build(Box::new(Build { ids, reply }))
+                Command::Build(Box::new(Build { ids, form, reply }))
             })
             .await?;
         let packets = self.packets.clone();
@@ -191,7 +192,7 @@ impl Documents {
         &self,
         namespace: &str,
         reference: &str,
-        revision: Digest,
+        origin: Origin,
     ) -> Result<(Manifest, Vec<u32>)> {
         let store = self.packets.store();
         let mut manifests = Vec::new();
@@ -209,7 +210,7 @@ impl Documents {
         // A packet that serves as it is comes first; then the newest.
         manifests.sort_by_key(|manifest| {
             (
-                self.packets.stale(manifest, revision).is_some(),
+                self.packets.stale(manifest, origin).is_some(),
                 std::cmp::Reverse(manifest.sequence),
             )
         });

@@ -14,19 +14,16 @@ use addenda_model::{ModelConfig, PacketKv, PacketShape, RopeScaling};
 use tch::Device;
 
 use crate::digest::Digest;
-use crate::engine::command::Built;
+use crate::engine::command::{Built, NO_ADAPTER, Origin};
 use crate::engine::load::Loaded;
 use crate::error::{Error, Result};
 use crate::jobs::now_ms;
-
-/// The adapter of packets that have no soft tokens.
-const NO_ADAPTER: [u8; 32] = [0; 32];
 
 /// A packet on its way to the engine: verified bytes and what they mean.
 #[derive(Debug, Clone)]
 pub(crate) struct PacketSource {
     id: PacketId,
-    revision: Digest,
+    origin: Origin,
     shape: PacketShape,
     body: Body,
 }
@@ -36,8 +33,8 @@ impl PacketSource {
         self.shape.tokens
     }
 
-    pub(crate) fn revision(&self) -> Digest {
-        self.revision
+    pub(crate) fn origin(&self) -> Origin {
+        self.origin
     }
 }
 
@@ -88,12 +85,12 @@ impl Packets {
         &self.store
     }
 
-    /// The key of a packet of these tokens under these weights, whether there is one or not.
-    pub(crate) fn key(&self, namespace: &str, ids: &[u32], revision: Digest) -> PacketKey {
+    /// The key of a packet of these tokens and this origin, whether there is one or not.
+    pub(crate) fn key(&self, namespace: &str, ids: &[u32], origin: Origin) -> PacketKey {
         PacketKey::derive(&KeyFields {
-            revision: &revision.0,
+            revision: &origin.revision.0,
             tokenizer: &self.identity.tokenizer,
-            adapter: &NO_ADAPTER,
+            adapter: &origin.adapter.0,
             token_ids: ids,
             dtype: self.dtype(),
             rope: &self.identity.rope,
@@ -109,14 +106,14 @@ impl Packets {
         let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let shape = self.identity.shape;
         let header = PacketHeader {
-            key: self.key(keep.namespace, keep.ids, built.revision),
+            key: self.key(keep.namespace, keep.ids, built.origin),
             namespace: keep.namespace.to_owned(),
             document: keep.document.to_owned(),
             source: keep.source,
-            revision: built.revision.0,
+            revision: built.origin.revision.0,
             tokenizer: self.identity.tokenizer,
-            adapter: NO_ADAPTER,
-            tokens: count(keep.ids.len()),
+            adapter: built.origin.adapter.0,
+            tokens: count(built.tokens),
             dtype: self.dtype().to_owned(),
             rope: self.identity.rope.clone(),
             layers: count(shape.layers),
@@ -135,7 +132,10 @@ impl Packets {
         self.check(manifest)?;
         Ok(PacketSource {
             id: manifest.id,
-            revision: Digest(manifest.header.revision),
+            origin: Origin {
+                revision: Digest(manifest.header.revision),
+                adapter: Digest(manifest.header.adapter),
+            },
             shape: PacketShape {
                 tokens: manifest.header.tokens as usize,
                 ..self.identity.shape
@@ -144,37 +144,36 @@ impl Packets {
         })
     }
 
-    /// Whether a packet is of this model, apart from the weights revision: then its tokens mean
-    /// the same here.
+    /// Whether a packet's tokens mean the same here, whatever it was computed with.
     ///
     /// # Errors
-    /// What differs.
+    /// It is of another tokenizer.
     pub(crate) fn check(&self, manifest: &Manifest) -> Result<()> {
-        let header = &manifest.header;
-        let differs = |field: &'static str| {
-            let reason = format!(
-                "of packet {} is not this model's; put the document again",
-                manifest.id
-            );
-            Err(Error::Precondition { field, reason })
-        };
-        if header.tokenizer != self.identity.tokenizer {
-            return differs("tokenizer");
+        if manifest.header.tokenizer == self.identity.tokenizer {
+            return Ok(());
         }
-        if header.adapter != NO_ADAPTER {
-            return differs("adapter");
-        }
-        Ok(())
+        let id = manifest.id;
+        let reason = format!("of packet {id} is not this model's; put the document again");
+        Err(Error::Precondition {
+            field: "tokenizer",
+            reason,
+        })
     }
 
-    /// Why a packet does not serve under `revision`; none if it does.
-    pub(crate) fn stale(&self, manifest: &Manifest, revision: Digest) -> Option<String> {
+    /// Why a packet does not serve where one of `origin` is wanted; none if it does.
+    pub(crate) fn stale(&self, manifest: &Manifest, origin: Origin) -> Option<String> {
         let header = &manifest.header;
-        if header.revision != revision.0 {
-            let made = Digest(header.revision);
-            return Some(format!(
-                "made under weights revision {made}, now {revision}"
-            ));
+        if header.revision != origin.revision.0 {
+            let (made, now) = (Digest(header.revision), origin.revision);
+            return Some(format!("made under weights revision {made}, now {now}"));
+        }
+        if header.adapter != origin.adapter.0 {
+            let name = |digest: Digest| match digest == NO_ADAPTER {
+                true => "no adapter".to_owned(),
+                false => format!("adapter {digest}"),
+            };
+            let (made, now) = (Digest(header.adapter), origin.adapter);
+            return Some(format!("made with {}, now {}", name(made), name(now)));
         }
         if header.dtype != self.dtype() {
             return Some(format!("made as {}, now {}", header.dtype, self.dtype()));
@@ -182,10 +181,8 @@ impl Packets {
         if header.rope != self.identity.rope {
             return Some("made with other RoPE settings".to_owned());
         }
-        if header.tokenizer != self.identity.tokenizer {
-            return Some("made with another tokenizer".to_owned());
-        }
-        (header.adapter != NO_ADAPTER).then(|| "made with another adapter".to_owned())
+        (header.tokenizer != self.identity.tokenizer)
+            .then(|| "made with another tokenizer".to_owned())
     }
 
     fn dtype(&self) -> &'static str {

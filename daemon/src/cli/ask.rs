@@ -238,5 +238,8 @@ pub(crate) fn mode_name(mode: wire::Mode) -> &'static str {
         wire::Mode::Auto => "auto",
         wire::Mode::Full => "full",
         wire::Mode::Packet => "packet",
+        wire::Mode::Link => "link",
+        wire::Mode::Blend => "blend",
+        wire::Mode::Preload => "preload",
     }
 }

@@ -1,23 +1,23 @@
 //! One document on its way to a packet: an isolated prefill, a chunk at a time.
 //!
 //! Owns the KV until it is bytes. Writes nothing to disk: that is its client's part, so that no
-//! fsync ever holds the engine. Invariant: a packet is computed under one weights revision; when
-//! the weights change it begins again.
+//! fsync ever holds the engine. Invariant: a packet is computed under one weights revision and with
+//! one adapter; when either changes it begins again.
 
 use addenda_model::{Input, SequenceKv, Transformer};
 use tokio::sync::oneshot;
 
-use crate::digest::Digest;
-use crate::engine::command::{Build, Built, Ticket};
+use crate::engine::command::{Build, Built, Form, Origin, Ticket, Under};
 use crate::error::{Error, Result};
 
 /// A document on its way to a packet.
 pub(crate) struct Building {
     pub(crate) ticket: Ticket,
     ids: Vec<u32>,
+    form: Form,
     done: usize,
     kv: SequenceKv,
-    revision: Digest,
+    origin: Origin,
     reply: oneshot::Sender<Result<Built>>,
 }
 
@@ -27,15 +27,16 @@ impl Building {
         ticket: Ticket,
         request: Build,
         model: &Transformer,
-        revision: Digest,
+        under: Under,
     ) -> Option<Self> {
         match model.new_kv() {
             Ok(kv) => Some(Self {
                 ticket,
                 ids: request.ids,
+                form: request.form,
                 done: 0,
                 kv,
-                revision,
+                origin: under.origin(request.form),
                 reply: request.reply,
             }),
             Err(error) => {
@@ -71,25 +72,28 @@ impl Building {
         Ok(self.done == self.ids.len())
     }
 
-    /// Begins again under new weights.
+    /// Begins again where the weights, or the adapter it is wrapped in, have changed.
     ///
     /// # Errors
     /// libtorch's.
-    pub(crate) fn weights_changed(&mut self, revision: Digest, model: &Transformer) -> Result<()> {
-        if revision != self.revision {
+    pub(crate) fn weights_changed(&mut self, under: Under, model: &Transformer) -> Result<()> {
+        let origin = under.origin(self.form);
+        if origin != self.origin {
             self.kv = model.new_kv()?;
             self.done = 0;
-            self.revision = revision;
+            self.origin = origin;
         }
         Ok(())
     }
 
     /// Answers with the bytes, or with the error.
     pub(crate) fn end(self, result: Result<()>) {
+        let tokens = self.kv.len();
         let bytes = result.and_then(|()| Ok(self.kv.into_packet()?.to_bytes()?));
         let built = bytes.map(|bytes| Built {
             bytes,
-            revision: self.revision,
+            tokens,
+            origin: self.origin,
         });
         drop(self.reply.send(built));
     }

@@ -81,6 +81,15 @@ pub(crate) struct Prompt {
 }
 
 impl Prompt {
+    /// Tokens of the context, soft ones included.
+    pub(crate) fn tokens(&self) -> usize {
+        let tokens = |segment: &Segment| match segment {
+            Segment::Tokens(ids) => ids.len(),
+            Segment::Packet(packet) => packet.tokens(),
+        };
+        self.segments.iter().map(tokens).sum()
+    }
+
     /// Tokens that come from packets.
     pub(crate) fn packet_tokens(&self) -> usize {
         let tokens = |segment: &Segment| match segment {
@@ -143,9 +152,45 @@ pub(crate) struct Finished {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Under {
     pub(crate) revision: Digest,
+    /// The adapter that wraps documents; zeros for none.
+    pub(crate) adapter: Digest,
     pub(crate) active_facts: usize,
     /// Whether they changed after the first token.
     pub(crate) changed: bool,
+}
+
+impl Under {
+    /// What a packet of this form is made with now.
+    pub(crate) fn origin(&self, form: Form) -> Origin {
+        let adapter = match form {
+            Form::Wrapped => self.adapter,
+            Form::Plain => NO_ADAPTER,
+        };
+        Origin {
+            revision: self.revision,
+            adapter,
+        }
+    }
+}
+
+/// The adapter of packets that have no soft tokens.
+pub(crate) const NO_ADAPTER: Digest = Digest([0; 32]);
+
+/// Whether a packet's document stands between soft tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Between the active adapter's header and trailer; as it stands where none is active.
+    Wrapped,
+    /// As it stands.
+    Plain,
+}
+
+/// What a packet is made with, apart from its tokens and what never changes while a daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) revision: Digest,
+    /// [`NO_ADAPTER`] for none.
+    pub(crate) adapter: Digest,
 }
 
 /// A request to score.
@@ -173,14 +218,17 @@ pub(crate) struct ScoredContinuation {
 /// A request to compute one document's KV.
 pub(crate) struct Build {
     pub(crate) ids: Vec<u32>,
+    pub(crate) form: Form,
     pub(crate) reply: oneshot::Sender<Result<Built>>,
 }
 
-/// A document's KV as bytes, and the weights that it was computed under.
+/// A document's KV as bytes, and what it was computed with.
 #[derive(Debug)]
 pub(crate) struct Built {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) revision: Digest,
+    /// Soft ones included.
+    pub(crate) tokens: usize,
+    pub(crate) origin: Origin,
 }
 
 /// A request that changes or measures the weights.

@@ -11,7 +11,7 @@ use addenda_editor::{Editor, Error as EditorError, Pace, Progress};
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::digest::Digest;
-use crate::engine::command::{Command, Edit, Ticket, Under, View, Waiting};
+use crate::engine::command::{Command, Edit, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::scheduler::{Floor, guard};
 use crate::error::{Error, Result};
 use crate::jobs::JobHandle;
@@ -36,6 +36,7 @@ impl Bench {
     pub(crate) fn under(&self) -> Under {
         Under {
             revision: Digest(self.editor.revision()),
+            adapter: NO_ADAPTER,
             active_facts: self.editor.active(),
             changed: false,
         }

@@ -22,7 +22,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::digest::Digest;
-use crate::engine::command::{Command, Ticket, Under, View, Waiting};
+use crate::engine::command::{Command, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::edit::Bench;
 use crate::engine::load::{Loaded, Setup};
 use crate::engine::queue::{Queue, Refused};
@@ -77,6 +77,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         health: Health::Starting,
         under: Under {
             revision: Digest([0; 32]),
+            adapter: NO_ADAPTER,
             active_facts: 0,
             changed: false,
         },

@@ -136,7 +136,7 @@ impl Floor {
         }
         self.sequences = kept;
         if let Some(mut building) = self.building.take() {
-            match building.weights_changed(under.revision, model) {
+            match building.weights_changed(under, model) {
                 Ok(()) => self.building = Some(building),
                 Err(error) => building.end(Err(error)),
             }
@@ -215,8 +215,7 @@ impl Floor {
                 break;
             };
             if let Command::Build(build) = command {
-                let revision = self.under.revision;
-                self.building = Building::begin(ticket, *build, view.model, revision);
+                self.building = Building::begin(ticket, *build, view.model, self.under);
             }
         }
     }

@@ -78,7 +78,7 @@ impl Sequence {
             }
         };
         let stale = prompt.segments.iter().any(|segment| match segment {
-            Segment::Packet(packet) => packet.revision() != under.revision,
+            Segment::Packet(packet) => packet.origin().revision != under.revision,
             Segment::Tokens(_) => false,
         });
         let prefill = Prefill::new(prompt);

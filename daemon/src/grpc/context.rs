@@ -11,8 +11,9 @@ use addenda_proto::addenda::v1::{
 };
 
 use crate::documents::blocking;
-use crate::engine::command::{Prompt, Segment, Ticket};
+use crate::engine::command::{Form, Prompt, Segment, Ticket};
 use crate::error::{Error, Result};
+use crate::grpc::packets::adapter;
 use crate::grpc::{Serving, check};
 use crate::limits;
 use crate::prompt::{self, Ask};
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) reason: String,
     /// Ids of the packets, in order.
     pub(crate) packets: Vec<String>,
+    /// The adapter of those packets, as the wire shows it.
+    pub(crate) adapter: String,
     /// Tokens of packets that had to be computed first.
     pub(crate) rebuilt: usize,
 }
@@ -59,6 +62,12 @@ impl Asked {
                 format!("is {mode}, which this daemon does not know"),
             )
         })?;
+        if matches!(mode, Mode::Link | Mode::Blend | Mode::Preload) {
+            return Err(Error::invalid(
+                "mode",
+                "is one that this daemon does not serve yet; `addenda model info` lists its modes",
+            ));
+        }
         Ok(Self {
             ask,
             documents,
@@ -78,7 +87,7 @@ impl Asked {
             let (serving, ask) = (Arc::clone(serving), self.ask.clone());
             let ids = blocking(move || {
                 let ids = prompt::plain(&ask, &serving.tokenizer, serving.template())?;
-                serving.check_room(&ids)?;
+                serving.check_room(ids.len())?;
                 Ok(ids)
             })
             .await?;
@@ -89,16 +98,17 @@ impl Asked {
                 mode,
                 reason,
                 packets: Vec::new(),
+                adapter: String::new(),
                 rebuilt: 0,
             });
         }
         let mut resolved = Vec::with_capacity(self.documents.len());
         for reference in &self.documents {
-            let as_packet = mode == Mode::Packet;
+            let form = (mode == Mode::Packet).then_some(Form::Wrapped);
             let documents = &serving.documents;
             resolved.push(
                 documents
-                    .resolve(ticket, &self.namespace, reference, as_packet)
+                    .resolve(ticket, &self.namespace, reference, form)
                     .await?,
             );
         }
@@ -114,6 +124,7 @@ impl Asked {
             mode,
             reason,
             packets: Vec::new(),
+            adapter: String::new(),
             rebuilt: 0,
         };
         context.compute(&framed.before);
@@ -123,8 +134,9 @@ impl Asked {
                 continue;
             };
             context.packets.push(id.to_string());
+            context.adapter = adapter(packet.origin().adapter);
             context.rebuilt += if document.rebuilt {
-                document.ids.len()
+                packet.tokens()
             } else {
                 0
             };
@@ -132,18 +144,19 @@ impl Asked {
             context.prompt.segments.push(Segment::Packet(packet));
         }
         context.compute(&framed.after);
-        serving.check_room(&context.prompt.ids)?;
+        serving.check_room(context.prompt.tokens())?;
         Ok(context)
     }
 
     /// The mode that runs, and why where it is not the one asked for.
     fn choose(&self) -> (Mode, String) {
         match self.mode {
-            Mode::Full => (Mode::Full, String::new()),
             Mode::Packet if self.documents.is_empty() => {
                 (Mode::Full, "there are no documents".to_owned())
             }
-            Mode::Packet => (Mode::Packet, String::new()),
+            mode @ (Mode::Full | Mode::Packet | Mode::Link | Mode::Blend | Mode::Preload) => {
+                (mode, String::new())
+            }
             Mode::Auto | Mode::Unspecified if self.documents.is_empty() => {
                 (Mode::Full, String::new())
             }

@@ -88,7 +88,7 @@ impl GenerationService {
         loop {
             tries += 1;
             let context = wish.asked.context(serving, ticket).await?;
-            let room = serving.loaded.config.context - context.prompt.ids.len();
+            let room = serving.loaded.config.context - context.prompt.tokens();
             // One place more than events may wait: the last one is always kept free.
             let (events, mut receive) = mpsc::channel(limits::EVENTS + 1);
             let generate = Generate {
@@ -137,7 +137,7 @@ impl GenerationService {
             tries += 1;
             let context = asked.context(serving, ticket).await?;
             let (tokens, most) = (
-                context.prompt.ids.len() + longest,
+                context.prompt.tokens() + longest,
                 serving.loaded.config.context,
             );
             if tokens > most {
@@ -291,7 +291,7 @@ impl Report {
     fn summary(&self, finished: &Finished) -> Summary {
         let count = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
         let context = &self.context;
-        let (tokens, from_packets) = (context.prompt.ids.len(), context.packet_tokens());
+        let (tokens, from_packets) = (context.prompt.tokens(), context.packet_tokens());
         let reason = match finished.finish {
             Finish::End => FinishReason::End,
             Finish::Length => FinishReason::Length,
@@ -318,6 +318,8 @@ impl Report {
             active_facts: count(finished.under.active_facts),
             seed: self.seed,
             mode_reason,
+            adapter: context.adapter.clone(),
+            certificate: String::new(),
         }
     }
 }

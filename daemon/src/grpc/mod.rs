@@ -83,9 +83,8 @@ impl Serving {
     }
 
     /// Fails unless a prompt leaves room for one token at least.
-    pub(crate) fn check_room(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_room(&self, tokens: usize) -> Result<()> {
         let context = self.loaded.config.context;
-        let tokens = ids.len();
         if tokens == 0 {
             return Err(Error::invalid("prompt", "has no tokens"));
         }

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::digest::Digest;
 use crate::documents::blocking;
+use crate::engine::command::{Form, NO_ADAPTER, Origin};
 use crate::error::{Error, Result};
 use crate::grpc::status::status;
 use crate::grpc::{Daemon, Serving, check, jobs, warm};
@@ -47,6 +48,7 @@ impl Packets for PacketsService {
         let stored = put.await.map_err(|error| status(&error))?;
         Ok(Response::new(PutDocumentResponse {
             packet: Some(record(&stored.manifest)),
+            packets: vec![record(&stored.manifest)],
             created: stored.created,
             seconds: ticket.received.elapsed().as_secs_f64(),
         }))
@@ -74,14 +76,14 @@ impl Packets for PacketsService {
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Answer<LookupResponse> {
         let (serving, _, _leave) = self.0.admit("Lookup", &request)?;
-        let revision = self.0.engine.state().under.revision;
+        let origin = self.0.engine.state().under.origin(Form::Wrapped);
         let request = request.into_inner();
         let look = blocking(move || {
             check::count("queries", request.queries.len(), 1, limits::QUERIES)?;
             let namespace = check::namespace(&request.namespace)?;
             let queries = request.queries.into_iter();
             queries
-                .map(|query| look_up(&serving, &namespace, query.by, revision))
+                .map(|query| look_up(&serving, &namespace, query.by, origin))
                 .collect()
         });
         let hits = look.await.map_err(|error| status(&error))?;
@@ -242,11 +244,23 @@ pub(crate) fn record(manifest: &Manifest) -> PacketRecord {
         last_used_at_ms: manifest.last_used_at_ms,
         revision: Digest(header.revision).to_string(),
         source: Digest(header.source).to_string(),
+        adapter: adapter(Digest(header.adapter)),
+        part: 0,
+        parts: 1,
+    }
+}
+
+/// An adapter's id as the wire shows it: empty for none.
+pub(crate) fn adapter(digest: Digest) -> String {
+    if digest == NO_ADAPTER {
+        String::new()
+    } else {
+        digest.to_string()
     }
 }
 
 /// One query of a lookup.
-fn look_up(serving: &Serving, namespace: &str, by: Option<By>, revision: Digest) -> Result<Hit> {
+fn look_up(serving: &Serving, namespace: &str, by: Option<By>, origin: Origin) -> Result<Hit> {
     let packets = &serving.documents.packets;
     let key: PacketKey = match by {
         None => {
@@ -259,9 +273,9 @@ fn look_up(serving: &Serving, namespace: &str, by: Option<By>, revision: Digest)
         Some(By::Text(text)) => {
             check::text("queries.text", &text, limits::DOCUMENT_BYTES)?;
             let ids = prompt::document(&text, &serving.tokenizer)?;
-            packets.key(namespace, &ids, revision)
+            packets.key(namespace, &ids, origin)
         }
-        Some(By::Document(name)) => return document(serving, namespace, &name, revision),
+        Some(By::Document(name)) => return document(serving, namespace, &name, origin),
     };
     let found = packets.store().lookup(&key)?;
     let Some(manifest) = found.filter(|manifest| manifest.header.namespace == namespace) else {
@@ -272,11 +286,11 @@ fn look_up(serving: &Serving, namespace: &str, by: Option<By>, revision: Digest)
             miss_reason: reason.to_owned(),
         });
     };
-    Ok(hit(serving, &manifest, revision))
+    Ok(hit(serving, &manifest, origin))
 }
 
 /// The packet of a document that serves now, or why there is none.
-fn document(serving: &Serving, namespace: &str, name: &str, revision: Digest) -> Result<Hit> {
+fn document(serving: &Serving, namespace: &str, name: &str, origin: Origin) -> Result<Hit> {
     check::text("queries.document", name, limits::NAME_BYTES)?;
     let store = serving.documents.packets.store();
     let mut best: Option<Hit> = None;
@@ -285,7 +299,7 @@ fn document(serving: &Serving, namespace: &str, name: &str, revision: Digest) ->
         let Some(manifest) = store.get(id)? else {
             continue;
         };
-        let hit = hit(serving, &manifest, revision);
+        let hit = hit(serving, &manifest, origin);
         if hit.packet.is_some() {
             return Ok(hit);
         }
@@ -297,8 +311,8 @@ fn document(serving: &Serving, namespace: &str, name: &str, revision: Digest) ->
     }))
 }
 
-fn hit(serving: &Serving, manifest: &Manifest, revision: Digest) -> Hit {
-    match serving.documents.packets.stale(manifest, revision) {
+fn hit(serving: &Serving, manifest: &Manifest, origin: Origin) -> Hit {
+    match serving.documents.packets.stale(manifest, origin) {
         None => Hit {
             packet: Some(record(manifest)),
             miss_reason: String::new(),
