@@ -1,28 +1,41 @@
-//! What must be so before the process's first thread: how OpenMP's threads wait.
+//! What must be so before the process's first thread: how OpenMP's threads wait, and how the
+//! allocator keeps memory.
 //!
-//! Owns the one environment variable that is not a setting. OpenMP reads it when libtorch is
-//! loaded, which is before `main`, so it cannot be set from within: the process starts itself over.
+//! Owns the environment variables that are not settings. They are read when libtorch and libc are
+//! loaded, which is before `main`, so they cannot be set from within: the process starts itself over.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-const VARIABLE: &str = "OMP_WAIT_POLICY";
+/// Each with what it is set to where the environment says nothing.
+const VARIABLES: [(&str, &str); 3] = [
+    // Computing threads sleep while they wait for each other, instead of spinning: on busy cores
+    // that costs several milliseconds an operation.
+    ("OMP_WAIT_POLICY", "passive"),
+    // Memory of one operation's result is kept for the next one's, instead of given back to the
+    // system and faulted in anew: that costs large elementwise operations more than their work.
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "268435456"),
+];
 
-/// Makes sure that computing threads sleep while they wait for each other, instead of spinning: on
-/// busy cores that costs several milliseconds an operation. Where the environment says nothing,
-/// this replaces the process by itself with the variable set; otherwise it returns at once.
+/// Replaces the process by itself with these variables set, where the environment says nothing of
+/// one of them; otherwise returns at once.
 ///
 /// To be called before any thread is started.
-pub fn wait_passively() {
-    if std::env::var_os(VARIABLE).is_some() {
+pub fn start_over_prepared() {
+    let missing = VARIABLES
+        .iter()
+        .filter(|(name, _)| std::env::var_os(name).is_none());
+    let missing: Vec<(&str, &str)> = missing.copied().collect();
+    if missing.is_empty() {
         return;
     }
     let again = std::env::current_exe().map(|program| {
         let mut command = Command::new(program);
         command.args(std::env::args_os().skip(1));
-        command.env(VARIABLE, "passive").exec()
+        command.envs(missing).exec()
     });
     // Only slower, not wrong: `exec` returns only if it failed.
     let (Ok(error) | Err(error)) = again;
-    tracing::warn!(%error, "could not start over with {VARIABLE}=passive; computing may be slower");
+    tracing::warn!(%error, "could not start over with its environment set; computing may be slower");
 }

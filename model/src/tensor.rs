@@ -170,6 +170,35 @@ fn row_major_strides(shape: &[i64]) -> Vec<i64> {
     strides
 }
 
+/// `tensor` in `kind`; itself where it is in it already.
+pub(crate) fn in_kind(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
+    Ok(if tensor.kind() == kind {
+        tensor.shallow_clone()
+    } else {
+        tensor.f_to_kind(kind)?
+    })
+}
+
+/// Whether this machine multiplies large bf16 matrices slower than f32 ones of the same values.
+///
+/// True of x86-64 processors whose bf16 goes through AVX-512's dot product at half the rate of its
+/// f32 units, and false where matrix units (AMX) or double-rate units (AMD) do it. Known from the
+/// processor's features, so that a machine gives the same numbers at every start.
+pub fn multiplies_f32_faster(device: Device) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if device == Device::Cpu {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        /// Leaf 7, EDX: the processor has AMX for bf16, and the system lets us use it.
+        const AMX_BF16: u32 = 1 << 22;
+        let vendor = __cpuid(0);
+        let amd = [vendor.ebx, vendor.edx, vendor.ecx] == [0x6874_7541, 0x6974_6e65, 0x444d_4163];
+        let amx = vendor.eax >= 7 && __cpuid_count(7, 0).edx & AMX_BF16 != 0;
+        return !amd && !amx;
+    }
+    let _ = device;
+    false
+}
+
 /// `value` as libtorch counts.
 pub(crate) fn int(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

@@ -13,10 +13,14 @@ use crate::layers::block::Block;
 use crate::layers::norm::RmsNorm;
 use crate::layers::rope::Rope;
 use crate::taps::{Overlay, Pass};
-use crate::tensor::{NoGrad, ids as id_tensor, int};
+use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
 use crate::weights::Weights;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
+
+/// Where f32 is the faster dtype for large products, bf16 weights are widened a layer at a time for
+/// runs of so many tokens: fewer do not win back what the widening costs.
+const WIDEN_FROM: usize = 128;
 
 /// What goes into the model at the next positions.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,8 @@ pub struct Transformer {
     ropes: [Rope; 2],
     pub(crate) device: Device,
     pub(crate) kind: Kind,
+    /// Runs of at least so many tokens are computed in f32, whatever the weights are kept in.
+    widen_from: usize,
 }
 
 impl Transformer {
@@ -99,6 +105,10 @@ impl Transformer {
             ropes: [rope, local],
             device,
             kind,
+            widen_from: match multiplies_f32_faster(device) {
+                true => WIDEN_FROM,
+                false => usize::MAX,
+            },
         })
     }
 
@@ -159,6 +169,9 @@ impl Transformer {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
         kv.check_room(tokens)?;
+        if tokens >= self.widen_from {
+            x = in_kind(&x, Kind::Float)?;
+        }
         let packets = kv.packet_positions();
         let [full, windowed] = &self.ropes;
         let full = full.run(kv.len(), tokens, &packets)?;
@@ -172,7 +185,7 @@ impl Transformer {
             x = block.forward(&x, angles, &mut kv.layer(layer)?)?;
         }
         kv.advance(tokens);
-        self.norm.forward(&x)
+        in_kind(&self.norm.forward(&x)?, self.kind)
     }
 
     /// Hidden states after the last norm `[.., d]` to logits, f32 `[.., vocab]`.

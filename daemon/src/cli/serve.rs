@@ -33,7 +33,7 @@ impl ServeArgs {
     pub(crate) fn run(&self, loaded: &Loaded, console: &mut Console) -> Result<ExitCode> {
         let config = loaded.config.clone();
         crate::telemetry::init(&config.log)?;
-        crate::process::wait_passively();
+        crate::process::start_over_prepared();
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }

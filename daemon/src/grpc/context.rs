@@ -135,11 +135,7 @@ impl Asked {
             };
             context.packets.push(id.to_string());
             context.adapter = adapter(packet.origin().adapter);
-            context.rebuilt += if document.rebuilt {
-                packet.tokens()
-            } else {
-                0
-            };
+            context.rebuilt += if document.rebuilt { packet.tokens() } else { 0 };
             context.prompt.ids.extend(&document.ids);
             context.prompt.segments.push(Segment::Packet(packet));
         }

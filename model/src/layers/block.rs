@@ -9,7 +9,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kv::LayerKv;
 use crate::taps::{Pass, Site};
-use crate::tensor::int;
+use crate::tensor::{in_kind, int};
 use crate::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
@@ -86,7 +86,8 @@ impl Block {
             .forward(&self.before_attention.forward(x)?, angles, kv)?;
         let x = add(x, attended, self.after_attention.as_ref())?;
         let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;
-        let out = key.f_linear::<&Tensor>(self.mlp.down(), None)?;
+        let down = in_kind(self.mlp.down(), key.kind())?;
+        let out = key.f_linear::<&Tensor>(&down, None)?;
         add(&x, out, self.after_mlp.as_ref())
     }
 
@@ -114,7 +115,7 @@ impl Block {
                 .get(&self.layer)
                 .unwrap_or_else(|| self.mlp.base_down()),
         };
-        let out = key.f_linear::<&Tensor>(down, None)?;
+        let out = key.f_linear::<&Tensor>(&in_kind(down, key.kind())?, None)?;
         let out = pass.tap(self.layer, Site::MlpOut, out)?;
         let x = add(&x, out, self.after_mlp.as_ref())?;
         Ok((pass.tap(self.layer, Site::Residual, x)?, seen))

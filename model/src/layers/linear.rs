@@ -1,6 +1,7 @@
 //! A linear map with an optional bias: `x · Wᵀ + b`.
 
 use crate::error::Result;
+use crate::tensor::in_kind;
 use crate::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
@@ -49,9 +50,11 @@ impl Linear {
         })
     }
 
-    /// `x [.., in]` to `[.., out]`.
+    /// `x [.., in]` to `[.., out]`, in the dtype of `x`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        let weight = in_kind(&self.weight, x.kind())?;
+        let bias = self.bias.as_ref().map(|bias| in_kind(bias, x.kind()));
+        Ok(x.f_linear(&weight, bias.transpose()?.as_ref())?)
     }
 
     pub(crate) fn parameters(&self) -> usize {

@@ -6,7 +6,7 @@
 
 use crate::config::{Activation, ModelConfig};
 use crate::error::Result;
-use crate::tensor::int;
+use crate::tensor::{in_kind, int};
 use crate::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
@@ -46,9 +46,10 @@ impl Mlp {
         })
     }
 
-    /// `x [.., d]` to the key `[.., d_ff]` that enters `down_proj`.
+    /// `x [.., d]` to the key `[.., d_ff]` that enters `down_proj`, in the dtype of `x`.
     pub(crate) fn key(&self, x: &Tensor) -> Result<Tensor> {
-        let gate_up = x.f_linear::<&Tensor>(&self.gate_up, None)?;
+        let weight = in_kind(&self.gate_up, x.kind())?;
+        let gate_up = x.f_linear::<&Tensor>(&weight, None)?;
         let gate = gate_up.f_narrow(-1, 0, self.width)?;
         let up = gate_up.f_narrow(-1, self.width, self.width)?;
         let gate = match self.activation {

@@ -1,6 +1,7 @@
 //! RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x²) + eps) · w.
 
 use crate::error::Result;
+use crate::tensor::in_kind;
 use tch::{Kind, Tensor};
 
 /// A root-mean-square norm over the last axis.
@@ -27,6 +28,7 @@ impl RmsNorm {
 
     /// `x [.., width]` to the same shape and dtype; the mean is taken in f32.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?)
+        let weight = in_kind(&self.weight, x.kind())?;
+        Ok(x.f_rms_norm(weight.size(), Some(&weight), self.eps)?)
     }
 }

@@ -6,7 +6,7 @@
 //! `o = Σ oᵢ · exp(lseᵢ) / Σ exp(lseⱼ)`. So a packet can be read where it lies, uncopied.
 
 use crate::error::Result;
-use crate::tensor::int;
+use crate::tensor::{in_kind, int};
 use tch::{Device, Kind, Tensor};
 
 /// A score this low takes no part. Finite, so that a query which sees nothing of a part gets a
@@ -131,8 +131,8 @@ pub(crate) fn merge(mut parts: Vec<Attended>) -> Result<Tensor> {
     Ok(weighted.f_sum_dim_intlist(0, false, Kind::Float)?)
 }
 
-/// One softmax attention: `q [h, T, head_dim]`, `keys` and `values [h, n, head_dim]`.
-/// `mask` is added to the scores; `causal` (only where n = T) hides what comes later.
+/// One softmax attention in the dtype of `q`: `q [h, T, head_dim]`, `keys` and `values
+/// [h, n, head_dim]`. `mask` is added to the scores; `causal` (only where n = T) hides what comes later.
 fn attend(
     q: &Tensor,
     keys: &Tensor,
@@ -141,6 +141,7 @@ fn attend(
     causal: bool,
     scale: f64,
 ) -> Result<Attended> {
+    let (keys, values) = (&in_kind(keys, q.kind())?, &in_kind(values, q.kind())?);
     if q.device() == Device::Cpu {
         let row = |t: &Tensor| t.f_unsqueeze(0);
         let (output, log_sum_exp) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(

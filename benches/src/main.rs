@@ -1,0 +1,72 @@
+//! `addenda-bench`: measures Addenda as its users meet it, and prints one line of JSON a run.
+//!
+//! Owns what is asked and how it is timed; what is measured is the same code, and for anything that
+//! users wait for, the same daemon over gRPC. Figures of one run belong together; those of two runs
+//! on a shared machine do not.
+
+mod daemon;
+mod error;
+mod prefill;
+mod text;
+mod ttft;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "addenda-bench", version, about = "Measures Addenda")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Time to the first token from packets against full prefill, over gRPC, in a fresh daemon.
+    Ttft(ttft::Arguments),
+    /// Tokens a second of full prefill and of decoding, without a daemon.
+    Prefill(prefill::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    addenda::process::start_over_prepared();
+    let line = match arguments.what {
+        What::Ttft(arguments) => ttft::run(&arguments),
+        What::Prefill(arguments) => prefill::run(&arguments),
+    };
+    match line {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("addenda-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The files of a model: a path, or a name in the catalogue whose files were fetched.
+fn resolve(model: &str) -> error::Result<std::path::PathBuf> {
+    let config = |error: addenda::config::ConfigError| error::Error::Config(error.to_string());
+    let inputs = addenda::config::Inputs::from_process(None, Vec::new()).map_err(config)?;
+    let settings = addenda::config::load(&inputs).map_err(config)?.config;
+    Ok(addenda_model::catalogue::resolve(
+        model,
+        &settings.cache_dir,
+    )?)
+}
+
+/// Runs a measurement that talks to a daemon.
+fn block_on<T>(work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| error::Error::Io {
+            what: "the runtime".to_owned(),
+            source,
+        })?;
+    runtime.block_on(work)
+}
