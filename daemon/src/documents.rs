@@ -161,10 +161,16 @@ impl Documents {
     /// Computes and stores a packet.
     async fn build(&self, ticket: &Ticket, document: Document, form: Form) -> Result<Stored> {
         let ids = document.ids.as_ref().clone();
+        let codec = self.packets.codec();
         let built = self
             .engine
             .ask(ticket, |reply| {
-                Command::Build(Box::new(Build { ids, form, reply }))
+                Command::Build(Box::new(Build {
+                    ids,
+                    form,
+                    codec,
+                    reply,
+                }))
             })
             .await?;
         let packets = self.packets.clone();

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use addenda_cache::{Body, KeyFields, Manifest, PacketHeader, PacketId, PacketKey, Put, Store};
-use addenda_model::{ModelConfig, PacketKv, PacketShape, RopeScaling};
+use addenda_model::{Codec, ModelConfig, PacketKv, PacketShape, RopeScaling};
 use tch::Device;
 
 use crate::digest::Digest;
@@ -25,6 +25,7 @@ pub(crate) struct PacketSource {
     id: PacketId,
     origin: Origin,
     shape: PacketShape,
+    codec: Codec,
     body: Body,
 }
 
@@ -44,6 +45,8 @@ struct Identity {
     tokenizer: [u8; 32],
     rope: String,
     shape: PacketShape,
+    /// How packets are kept from now on.
+    codec: Codec,
 }
 
 /// A document's KV that is to be kept.
@@ -64,7 +67,7 @@ pub(crate) struct Packets {
 }
 
 impl Packets {
-    pub(crate) fn new(store: Arc<Store>, loaded: &Loaded) -> Self {
+    pub(crate) fn new(store: Arc<Store>, loaded: &Loaded, codec: Codec) -> Self {
         let config = &loaded.config;
         let shape = PacketShape {
             layers: config.num_layers,
@@ -77,8 +80,14 @@ impl Packets {
             tokenizer: loaded.tokenizer.fingerprint(),
             rope: rope(config),
             shape,
+            codec,
         };
         Self { store, identity }
+    }
+
+    /// How the bytes of new packets are to be made.
+    pub(crate) fn codec(&self) -> Codec {
+        self.identity.codec
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -130,6 +139,14 @@ impl Packets {
     /// Damaged bytes, or a packet of another model.
     pub(crate) fn open(&self, manifest: &Manifest) -> Result<PacketSource> {
         self.check(manifest)?;
+        let (id, dtype) = (manifest.id, &manifest.header.dtype);
+        let codec = Codec::of_dtype(dtype, self.identity.shape.kind);
+        let codec = codec.ok_or_else(|| Error::Precondition {
+            field: "dtype",
+            reason: format!(
+                "of packet {id} is {dtype}, which this model does not read; put the document again"
+            ),
+        })?;
         Ok(PacketSource {
             id: manifest.id,
             origin: Origin {
@@ -140,6 +157,7 @@ impl Packets {
                 tokens: manifest.header.tokens as usize,
                 ..self.identity.shape
             },
+            codec,
             body: self.store.read(&manifest.id)?,
         })
     }
@@ -186,7 +204,7 @@ impl Packets {
     }
 
     fn dtype(&self) -> &'static str {
-        addenda_model::tensor::kind_name(self.identity.shape.kind)
+        self.identity.codec.dtype(self.identity.shape.kind)
     }
 }
 
@@ -241,7 +259,8 @@ impl Shelf {
         }
     }
 
-    /// The packet as KV, shared. On the CPU its tensors lie over the store's memory map.
+    /// The packet as KV, shared. On the CPU its tensors lie over the store's memory map; a coded
+    /// packet is decoded into memory of its own, once for as long as it is open.
     ///
     /// # Errors
     /// A body whose length is not what its header says, or libtorch's.
@@ -251,10 +270,15 @@ impl Shelf {
             opened.used = self.clock;
             return Ok(Rc::clone(&opened.packet));
         }
-        let owner = Box::new(Held(source.body.clone()));
-        let packet = Rc::new(PacketKv::from_owner(owner, source.shape, self.device)?);
-        let bytes = source.body.as_ref().len() as u64;
+        let bytes = source.shape.bytes()? as u64;
         self.make_room(bytes);
+        let packet = Rc::new(match source.codec {
+            Codec::None => {
+                let owner = Box::new(Held(source.body.clone()));
+                PacketKv::from_owner(owner, source.shape, self.device)?
+            }
+            codec => codec.decode(source.body.as_ref(), source.shape, self.device)?,
+        });
         self.bytes += bytes;
         let opened = Opened {
             packet: Rc::clone(&packet),

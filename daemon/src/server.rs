@@ -149,7 +149,7 @@ impl Daemon {
         let tokenizer = Arc::clone(&loaded.tokenizer);
         let documents = Documents {
             engine: self.engine.clone(),
-            packets: Packets::new(Arc::clone(&self.store), &loaded),
+            packets: Packets::new(Arc::clone(&self.store), &loaded, self.config.packet_codec),
             tokenizer: Arc::clone(&tokenizer),
             context: loaded.config.context,
         };

@@ -56,9 +56,9 @@ impl PacketShape {
 }
 
 /// Keys and values `[kv_heads, tokens, head_dim]` of one layer.
-struct Plane {
-    keys: Tensor,
-    values: Tensor,
+pub(crate) struct Plane {
+    pub(crate) keys: Tensor,
+    pub(crate) values: Tensor,
 }
 
 /// The stored KV of one document, built in isolation at positions 0, 1, …; shared as an `Rc`
@@ -72,6 +72,15 @@ pub struct PacketKv {
 }
 
 impl PacketKv {
+    /// A packet of `layers` of `shape`, in memory that they own.
+    pub(crate) fn new(shape: PacketShape, layers: Vec<Plane>) -> Self {
+        Self {
+            shape,
+            layers,
+            owner: None,
+        }
+    }
+
     /// What its bytes mean.
     #[must_use]
     pub fn shape(&self) -> PacketShape {
@@ -82,6 +91,14 @@ impl PacketKv {
     #[must_use]
     pub fn is_borrowed(&self) -> bool {
         self.owner.is_some()
+    }
+
+    /// Keys and values of one layer.
+    pub(crate) fn plane(&self, layer: usize) -> Result<&Plane> {
+        let layers = self.layers.len();
+        self.layers
+            .get(layer)
+            .ok_or_else(|| Error::Invalid(format!("layer {layer} of a packet of {layers} layers")))
     }
 
     /// For each layer its keys and then its values, each `[kv_heads, tokens, head_dim]`,

@@ -5,6 +5,7 @@
 
 pub mod catalogue;
 pub mod chat;
+mod codec;
 pub mod config;
 mod ends;
 pub mod error;
@@ -21,6 +22,7 @@ mod transformer;
 pub mod weights;
 
 pub use chat::{ChatMessage, ChatTemplate};
+pub use codec::Codec;
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling};
 pub use ends::Beginnings;
 pub use error::{Error, Result};

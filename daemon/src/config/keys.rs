@@ -142,6 +142,12 @@ pub const KEYS: &[Key] = &[
         "tokens that one prefill step computes",
     ),
     key(
+        "packet_codec",
+        KeyKind::Text,
+        Some("none"),
+        "how packets are kept: none, int8 (half of bf16's bytes) or int4 (a third)",
+    ),
+    key(
         "max_store_bytes",
         KeyKind::Bytes,
         Some("64 GiB"),

@@ -18,6 +18,8 @@ pub use values::{DeviceChoice, DtypeChoice, format_bytes, parse_bytes};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use addenda_model::Codec;
+
 /// A result whose error is about the configuration.
 pub type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub max_tokens: u32,
     /// Tokens that one prefill step computes, so that other sequences get their turn.
     pub prefill_chunk: usize,
+    /// How the numbers of new packets are kept.
+    pub packet_codec: Codec,
     /// Bytes that packets may take on disk; 0 sets no limit.
     pub max_store_bytes: u64,
     /// Free bytes of the data directory's file system below which nothing is written.

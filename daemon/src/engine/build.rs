@@ -4,7 +4,7 @@
 //! fsync ever holds the engine. Invariant: a packet is computed under one weights revision and with
 //! one adapter; when either changes it begins again.
 
-use addenda_model::{Input, SequenceKv, Transformer};
+use addenda_model::{Codec, Input, SequenceKv, Transformer};
 use tokio::sync::oneshot;
 
 use crate::engine::command::{Build, Built, Form, Origin, Ticket, Under};
@@ -15,6 +15,7 @@ pub(crate) struct Building {
     pub(crate) ticket: Ticket,
     ids: Vec<u32>,
     form: Form,
+    codec: Codec,
     done: usize,
     kv: SequenceKv,
     origin: Origin,
@@ -34,6 +35,7 @@ impl Building {
                 ticket,
                 ids: request.ids,
                 form: request.form,
+                codec: request.codec,
                 done: 0,
                 kv,
                 origin: under.origin(request.form),
@@ -89,7 +91,7 @@ impl Building {
     /// Answers with the bytes, or with the error.
     pub(crate) fn end(self, result: Result<()>) {
         let tokens = self.kv.len();
-        let bytes = result.and_then(|()| Ok(self.kv.into_packet()?.to_bytes()?));
+        let bytes = result.and_then(|()| Ok(self.codec.encode(&self.kv.into_packet()?)?));
         let built = bytes.map(|bytes| Built {
             bytes,
             tokens,

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use addenda_editor::{Added, Editor, Fact, FactId, FactRecord, Figures};
-use addenda_model::{SamplingParams, Transformer};
+use addenda_model::{Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
@@ -219,6 +219,8 @@ pub(crate) struct ScoredContinuation {
 pub(crate) struct Build {
     pub(crate) ids: Vec<u32>,
     pub(crate) form: Form,
+    /// How its bytes are made.
+    pub(crate) codec: Codec,
     pub(crate) reply: oneshot::Sender<Result<Built>>,
 }
 

@@ -9,6 +9,7 @@
 mod catalogue;
 mod chat_template;
 mod cli;
+mod codec;
 mod config;
 mod daemon;
 mod documents;
