@@ -201,6 +201,7 @@ $config_mark
 LIBTORCH = "$libtorch"
 # Idle OpenMP threads that spin take the cores from those that compute.
 OMP_WAIT_POLICY = "passive"
+GOMP_SPINCOUNT = "0"
 TOML
     mv "$cargo_config.new" "$cargo_config"
     say "libtorch is $libtorch"

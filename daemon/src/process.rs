@@ -8,10 +8,14 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Each with what it is set to where the environment says nothing.
-const VARIABLES: [(&str, &str); 3] = [
-    // Computing threads sleep while they wait for each other, instead of spinning: on busy cores
-    // that costs several milliseconds an operation.
+const VARIABLES: [(&str, &str); 4] = [
+    // Computing threads that wait for each other spin for a fraction of a millisecond and then
+    // sleep. Spinning on, they would take the core from the one they wait for wherever cores are
+    // busy, several milliseconds an operation. Not spinning at all (GOMP_SPINCOUNT=0: right where
+    // other programs keep the cores busy) each of a token's hundreds of small operations pays for
+    // being woken.
     ("OMP_WAIT_POLICY", "passive"),
+    ("GOMP_SPINCOUNT", "10000"),
     // Memory of one operation's result is kept for the next one's, instead of given back to the
     // system and faulted in anew: that costs large elementwise operations more than their work.
     ("MALLOC_MMAP_THRESHOLD_", "33554432"),
