@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Generate(Box<Generate>),
     /// Score given continuations.
     Score(Box<Score>),
+    /// Answer greedily, or follow an answer, and give the whole distribution of each of its tokens.
+    Trace(Box<Trace>),
     /// Compute one document's KV in isolation.
     Build(Box<Build>),
     /// Change or measure the weights.
@@ -215,6 +217,33 @@ pub(crate) struct ScoredContinuation {
     pub(crate) greedy: bool,
 }
 
+/// A request to know what the model makes of each token of an answer.
+pub(crate) struct Trace {
+    pub(crate) prompt: Prompt,
+    pub(crate) follow: Follow,
+    pub(crate) reply: oneshot::Sender<Result<Traced>>,
+}
+
+/// Which answer is traced.
+#[derive(Debug, Clone)]
+pub(crate) enum Follow {
+    /// The likeliest token each time, up to and with the end of the turn, at most so many.
+    Greedy(usize),
+    /// These tokens; at least one.
+    Given(Vec<u32>),
+}
+
+/// An answer, and the distribution that each of its tokens came from.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    pub(crate) ids: Vec<u32>,
+    /// Natural logarithms of the probabilities of the whole vocabulary, for each token.
+    pub(crate) logprobs: Vec<Vec<f32>>,
+    /// When the first token was known.
+    pub(crate) first_at: Instant,
+    pub(crate) under: Under,
+}
+
 /// A request to compute one document's KV.
 pub(crate) struct Build {
     pub(crate) ids: Vec<u32>,
@@ -274,6 +303,7 @@ impl Command {
                 drop(generate.events.try_send(Err(error)));
             }
             Self::Score(score) => drop(score.reply.send(Err(error))),
+            Self::Trace(trace) => drop(trace.reply.send(Err(error))),
             Self::Build(build) => drop(build.reply.send(Err(error))),
             Self::Edit(edit) => edit.refuse(error),
             Self::Consult(consult) => consult(Err(error)),

@@ -15,6 +15,7 @@ pub(crate) mod scheduler;
 pub(crate) mod score;
 pub(crate) mod sequence;
 pub(crate) mod stops;
+pub(crate) mod trace;
 
 use std::sync::Arc;
 

@@ -200,8 +200,12 @@ impl Floor {
                 }));
             }
         }
-        let runs =
-            |waiting: &Waiting| matches!(waiting.command, Command::Generate(_) | Command::Score(_));
+        let runs = |waiting: &Waiting| {
+            matches!(
+                waiting.command,
+                Command::Generate(_) | Command::Score(_) | Command::Trace(_)
+            )
+        };
         while self.sequences.len() < limits::RUNNING {
             let Some(waiting) = self.queue.take_first(runs) else {
                 break;

@@ -10,6 +10,7 @@ use crate::engine::command::{Command, Finish, Segment, Ticket, Under, Waiting};
 use crate::engine::generate::Generating;
 use crate::engine::prefill::Prefill;
 use crate::engine::score::Scoring;
+use crate::engine::trace::Tracing;
 use crate::error::{Error, Result};
 use crate::packets::Shelf;
 
@@ -38,6 +39,7 @@ pub(crate) enum Phase {
 pub(crate) enum Outcome {
     Generated(Finish),
     Scored,
+    Traced,
 }
 
 /// One running sequence.
@@ -52,6 +54,7 @@ pub(crate) struct Sequence {
 enum Task {
     Generate(Box<Generating>),
     Score(Box<Scoring>),
+    Trace(Box<Tracing>),
 }
 
 impl Sequence {
@@ -71,6 +74,10 @@ impl Sequence {
             Command::Score(request) => {
                 let (prompt, scoring) = Scoring::new(*request);
                 (prompt, Task::Score(Box::new(scoring)))
+            }
+            Command::Trace(request) => {
+                let (prompt, tracing) = Tracing::new(*request);
+                (prompt, Task::Trace(Box::new(tracing)))
             }
             other => {
                 other.refuse(Error::invalid("command", "is not for a sequence"));
@@ -108,6 +115,7 @@ impl Sequence {
             Task::Generate(generating) if !generating.has_room() => Phase::Paused,
             Task::Generate(generating) if generating.has_begun() => Phase::Decode,
             Task::Score(scoring) if scoring.has_begun() => Phase::Decode,
+            Task::Trace(tracing) if tracing.has_begun() => Phase::Decode,
             _ => Phase::Prefill,
         }
     }
@@ -120,6 +128,7 @@ impl Sequence {
         let abandoned = match &self.task {
             Task::Generate(generating) => generating.is_abandoned(),
             Task::Score(scoring) => scoring.is_abandoned(),
+            Task::Trace(tracing) => tracing.is_abandoned(),
         };
         if abandoned {
             return Err(Error::Cancelled);
@@ -147,6 +156,10 @@ impl Sequence {
                     scoring.begin(hidden);
                     Ok(None)
                 }
+                (Some(hidden), Task::Trace(tracing)) => {
+                    let done = tracing.begin(model, tokenizer, &hidden)?;
+                    Ok(done.then_some(Outcome::Traced))
+                }
             };
         }
         match &mut self.task {
@@ -157,6 +170,10 @@ impl Sequence {
             Task::Score(scoring) => {
                 let done = scoring.step(model, &mut self.kv)?;
                 Ok(done.then_some(Outcome::Scored))
+            }
+            Task::Trace(tracing) => {
+                let done = tracing.step(model, tokenizer, &mut self.kv)?;
+                Ok(done.then_some(Outcome::Traced))
             }
         }
     }
@@ -181,8 +198,10 @@ impl Sequence {
         }
         self.kv = model.new_kv()?;
         self.prefill.restart();
-        if let Task::Score(scoring) = &mut self.task {
-            scoring.restart();
+        match &mut self.task {
+            Task::Generate(_) => {}
+            Task::Score(scoring) => scoring.restart(),
+            Task::Trace(tracing) => tracing.restart(),
         }
         self.under = now;
         Ok(())
@@ -200,11 +219,12 @@ impl Task {
             Self::Generate(generating) => {
                 let finish = result.map(|outcome| match outcome {
                     Outcome::Generated(finish) => finish,
-                    Outcome::Scored => Finish::End,
+                    Outcome::Scored | Outcome::Traced => Finish::End,
                 });
                 generating.end(ticket, under, finish);
             }
             Self::Score(scoring) => scoring.end(under, result.map(|_| ())),
+            Self::Trace(tracing) => tracing.end(under, result.map(|_| ())),
         }
     }
 }
