@@ -32,7 +32,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::kv::{PacketKv, PacketShape, Plane};
+use crate::packet::{PacketKv, PacketShape, Plane};
 use crate::tensor::{from_bytes, int, kind_name, to_bytes};
 use tch::{Device, Kind, Tensor};
 

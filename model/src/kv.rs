@@ -1,180 +1,34 @@
-//! Keys and values: of one sequence while it runs, and of a packet for good.
+//! The keys and values that one running sequence sees.
 //!
 //! A [`SequenceKv`] is a run of *spans*: stretches of its own tail, which grows in place, and
-//! packets, which it shares with every other sequence that reads them. A packet is immutable
-//! and keeps its keys as if it began at position 0; where it lies in a sequence is known to the
-//! sequence alone. Nothing here knows where a packet's bytes come from.
+//! stretches of packets, which it shares with every other sequence that reads them. A packet keeps
+//! its keys as if it began at position 0; a span knows where in the sequence that token 0 would
+//! stand, its *origin*, also where only a later stretch of the packet is read.
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::layers::part::Part;
-use crate::tensor::{borrow_bytes, element_size, int, to_bytes};
+use crate::layer_kv::{LayerKv, Tail, cut};
+use crate::packet::{PacketKv, PacketShape, Plane};
+use crate::tensor::{element_size, int};
+use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// What a packet's bytes mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PacketShape {
-    /// Layers of the model.
-    pub layers: usize,
-    /// Key-value heads of a layer.
-    pub kv_heads: usize,
-    /// Tokens, soft ones included.
-    pub tokens: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// The dtype of every element.
-    pub kind: Kind,
-}
-
-impl PacketShape {
-    /// Bytes of the keys of one layer; the values take as many.
-    ///
-    /// # Errors
-    /// The dtype can't be stored, or the product overflows.
-    fn plane_bytes(&self) -> Result<usize> {
-        [
-            self.kv_heads,
-            self.tokens,
-            self.head_dim,
-            element_size(self.kind)?,
-        ]
-        .into_iter()
-        .try_fold(1_usize, usize::checked_mul)
-        .ok_or_else(|| Error::Invalid(format!("{self:?} is too large")))
-    }
-
-    /// Bytes of the whole packet.
-    ///
-    /// # Errors
-    /// The dtype can't be stored, or the product overflows.
-    pub fn bytes(&self) -> Result<usize> {
-        (2 * self.layers)
-            .checked_mul(self.plane_bytes()?)
-            .ok_or_else(|| Error::Invalid(format!("{self:?} is too large")))
-    }
-}
-
-/// Keys and values `[kv_heads, tokens, head_dim]` of one layer.
-pub(crate) struct Plane {
-    pub(crate) keys: Tensor,
-    pub(crate) values: Tensor,
-}
-
-/// The stored KV of one document, built in isolation at positions 0, 1, …; shared as an `Rc`
-/// by all sequences that read it, and never written.
-pub struct PacketKv {
-    shape: PacketShape,
-    layers: Vec<Plane>,
-    /// What the tensors lie in, where they don't own their memory. Declared after them: they
-    /// are dropped first.
-    owner: Option<Box<dyn AsRef<[u8]>>>,
-}
-
-impl PacketKv {
-    /// A packet of `layers` of `shape`, in memory that they own.
-    pub(crate) fn new(shape: PacketShape, layers: Vec<Plane>) -> Self {
-        Self {
-            shape,
-            layers,
-            owner: None,
-        }
-    }
-
-    /// What its bytes mean.
-    #[must_use]
-    pub fn shape(&self) -> PacketShape {
-        self.shape
-    }
-
-    /// Whether its memory belongs to somebody else (a memory map).
-    #[must_use]
-    pub fn is_borrowed(&self) -> bool {
-        self.owner.is_some()
-    }
-
-    /// Keys and values of one layer.
-    pub(crate) fn plane(&self, layer: usize) -> Result<&Plane> {
-        let layers = self.layers.len();
-        self.layers
-            .get(layer)
-            .ok_or_else(|| Error::Invalid(format!("layer {layer} of a packet of {layers} layers")))
-    }
-
-    /// For each layer its keys and then its values, each `[kv_heads, tokens, head_dim]`,
-    /// row-major, little-endian.
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(self.shape.bytes()?);
-        for layer in &self.layers {
-            bytes.extend(to_bytes(&layer.keys)?);
-            bytes.extend(to_bytes(&layer.values)?);
-        }
-        Ok(bytes)
-    }
-
-    /// A packet over `owner`'s bytes, as [`Self::to_bytes`] wrote them. On the CPU they are not
-    /// copied, and `owner` lives as long as the packet does; its bytes must not change or move.
-    ///
-    /// # Errors
-    /// There are more or fewer bytes than `shape` says.
-    pub fn from_owner(
-        owner: Box<dyn AsRef<[u8]>>,
-        shape: PacketShape,
-        device: Device,
-    ) -> Result<Self> {
-        let bytes = (*owner).as_ref();
-        let plane = shape.plane_bytes()?;
-        if bytes.len() != shape.bytes()? {
-            return Err(Error::Invalid(format!(
-                "a packet of {shape:?} takes {} bytes, not {}",
-                shape.bytes()?,
-                bytes.len()
-            )));
-        }
-        let dims = [int(shape.kv_heads), int(shape.tokens), int(shape.head_dim)];
-        let mut planes = bytes.chunks_exact(plane.max(1));
-        let mut next = || -> Result<Tensor> {
-            let bytes = planes.next().unwrap_or_default();
-            // SAFETY: the tensor is stored beside `owner` and dropped before it; `owner` is
-            // boxed, so that its bytes stay where they are, and nothing writes to packets.
-            Ok(unsafe { borrow_bytes(bytes, &dims, shape.kind)? }.f_to_device(device)?)
-        };
-        let layers = (0..shape.layers)
-            .map(|_| {
-                Ok(Plane {
-                    keys: next()?,
-                    values: next()?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let owner = (device == Device::Cpu).then_some(owner);
-        Ok(Self {
-            shape,
-            layers,
-            owner,
-        })
-    }
-}
-
 /// A stretch of a sequence's context.
-enum Span {
+pub(crate) enum Span {
     /// Tokens `start .. start + tokens` of the sequence's own tail, at position `at`.
     Tail {
         at: usize,
         start: usize,
         tokens: usize,
     },
-    /// A packet that begins at position `at`.
-    Packet { at: usize, packet: Rc<PacketKv> },
-}
-
-/// One layer of a sequence's own tail: `[kv_heads, capacity, head_dim]`, filled from the left.
-struct Tail {
-    keys: Tensor,
-    values: Tensor,
+    /// Tokens `from .. from + tokens` of a packet, at position `at`.
+    Packet {
+        at: usize,
+        from: usize,
+        tokens: usize,
+        packet: Rc<PacketKv>,
+    },
 }
 
 /// The keys and values that one running sequence sees.
@@ -196,17 +50,9 @@ impl SequenceKv {
     /// # Errors
     /// libtorch's.
     pub fn new(config: &ModelConfig, kind: Kind, device: Device) -> Result<Self> {
-        let empty = || {
-            let shape = [int(config.num_kv_heads), 0, int(config.head_dim)];
-            Tensor::f_empty(shape, (kind, device))
-        };
+        let shape = [int(config.num_kv_heads), 0, int(config.head_dim)];
         let layers = (0..config.num_layers)
-            .map(|_| {
-                Ok(Tail {
-                    keys: empty()?,
-                    values: empty()?,
-                })
-            })
+            .map(|_| Tail::new(shape, kind, device))
             .collect::<Result<_>>()?;
         Ok(Self {
             layers,
@@ -242,9 +88,9 @@ impl SequenceKv {
     /// Bytes of memory that are this sequence's own; packets are not counted.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let elements = |tail: &Tail| tail.keys.numel() + tail.values.numel();
         let size = element_size(self.kind).unwrap_or(0);
-        self.layers.iter().map(|tail| elements(tail) * size).sum()
+        let elements: usize = self.layers.iter().map(Tail::elements).sum();
+        elements * size
     }
 
     /// Places a packet at the end of the context. Nothing is copied or computed.
@@ -252,26 +98,26 @@ impl SequenceKv {
     /// # Errors
     /// The packet is of another model or dtype, or the context would grow too long.
     pub fn attach(&mut self, packet: Rc<PacketKv>) -> Result<()> {
-        let shape = packet.shape();
-        let here = PacketShape {
-            layers: self.layers.len(),
-            kv_heads: self.kv_heads,
-            tokens: shape.tokens,
-            head_dim: self.head_dim,
-            kind: self.kind,
-        };
-        if shape != here {
-            return Err(Error::Invalid(format!(
-                "a packet of {shape:?} can't be read by a model of {here:?}"
-            )));
-        }
-        self.check_room(shape.tokens)?;
-        if shape.tokens > 0 {
+        let tokens = packet.shape().tokens;
+        self.attach_part(packet, 0..tokens)
+    }
+
+    /// The same with those `tokens` of the packet alone: the first of them takes the next position.
+    ///
+    /// # Errors
+    /// The packet has no such tokens; or as [`Self::attach`].
+    pub fn attach_part(&mut self, packet: Rc<PacketKv>, tokens: Range<usize>) -> Result<()> {
+        self.check_packet(packet.shape(), &tokens)?;
+        let (from, tokens) = (tokens.start, tokens.len());
+        self.check_room(tokens)?;
+        if tokens > 0 {
             self.spans.push(Span::Packet {
                 at: self.tokens,
+                from,
+                tokens,
                 packet,
             });
-            self.tokens += shape.tokens;
+            self.tokens += tokens;
         }
         Ok(())
     }
@@ -282,7 +128,7 @@ impl SequenceKv {
     /// `len` is beyond the end, or lies inside a packet.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         let inside = self.spans.iter().any(|span| match span {
-            Span::Packet { at, packet } => *at < len && len < at + packet.shape.tokens,
+            Span::Packet { at, tokens, .. } => *at < len && len < at + tokens,
             Span::Tail { .. } => false,
         });
         if len > self.tokens || inside {
@@ -307,6 +153,55 @@ impl SequenceKv {
         Ok(())
     }
 
+    /// A copy of the first `tokens` as a packet of its own, whose place is position 0.
+    ///
+    /// # Errors
+    /// The context is shorter, or has among them tokens of a packet that stands elsewhere: its keys
+    /// are not turned to their places.
+    pub fn first(&self, tokens: usize) -> Result<PacketKv> {
+        let mut pieces = Vec::new();
+        let mut left = tokens;
+        for span in self.spans.iter().take_while(|span| span.at() < tokens) {
+            let piece = left.min(span.tokens());
+            left -= piece;
+            match span {
+                Span::Packet { at, from, .. } if at != from => break,
+                _ => pieces.push((span, piece)),
+            }
+        }
+        if left > 0 || pieces.iter().map(|(_, piece)| piece).sum::<usize>() != tokens {
+            return Err(Error::Invalid(format!(
+                "the first {tokens} tokens of this context were not computed at their places"
+            )));
+        }
+        let layers = self.layers.iter().enumerate().map(|(index, tail)| {
+            let mut parts = (Vec::new(), Vec::new());
+            for (span, piece) in &pieces {
+                let (keys, values) = match span {
+                    Span::Tail { start, .. } => (
+                        cut(&tail.keys, *start, *piece)?,
+                        cut(&tail.values, *start, *piece)?,
+                    ),
+                    Span::Packet { from, packet, .. } => {
+                        let plane = packet.plane(index)?;
+                        (
+                            cut(&plane.keys, *from, *piece)?,
+                            cut(&plane.values, *from, *piece)?,
+                        )
+                    }
+                };
+                parts.0.push(keys);
+                parts.1.push(values);
+            }
+            Ok(Plane {
+                keys: Tensor::f_cat(&parts.0, 1)?,
+                values: Tensor::f_cat(&parts.1, 1)?,
+            })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(PacketKv::new(self.shape_of(tokens), layers))
+    }
+
     /// The context as a packet of its own, in memory that it owns.
     ///
     /// # Errors
@@ -317,14 +212,7 @@ impl SequenceKv {
                 "a packet can only be made of tokens that were computed together".to_owned(),
             ));
         }
-        let shape = PacketShape {
-            layers: self.layers.len(),
-            kv_heads: self.kv_heads,
-            tokens: self.tokens,
-            head_dim: self.head_dim,
-            kind: self.kind,
-        };
-        let own = |t: &Tensor| t.f_narrow(1, 0, int(self.tokens))?.f_contiguous();
+        let own = |t: &Tensor| cut(t, 0, self.tokens)?.f_contiguous();
         let layers = self
             .layers
             .iter()
@@ -335,11 +223,7 @@ impl SequenceKv {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(PacketKv {
-            shape,
-            layers,
-            owner: None,
-        })
+        Ok(PacketKv::new(self.shape_of(self.tokens), layers))
     }
 
     /// Fails unless `tokens` more fit into the model's context.
@@ -354,28 +238,46 @@ impl SequenceKv {
         Ok(())
     }
 
-    /// Positions at which the packets begin, in order.
-    pub(crate) fn packet_positions(&self) -> Vec<usize> {
-        let position = |span: &Span| match span {
-            Span::Packet { at, .. } => Some(*at),
-            Span::Tail { .. } => None,
-        };
-        self.spans.iter().filter_map(position).collect()
+    /// Fails unless these tokens of a packet of `shape` can be read here.
+    pub(crate) fn check_packet(&self, shape: PacketShape, tokens: &Range<usize>) -> Result<()> {
+        let here = self.shape_of(shape.tokens);
+        if shape != here {
+            return Err(Error::Invalid(format!(
+                "a packet of {shape:?} can't be read by a model of {here:?}"
+            )));
+        }
+        if tokens.start > tokens.end || tokens.end > shape.tokens {
+            return Err(Error::Invalid(format!(
+                "a packet of {} tokens has no tokens {tokens:?}",
+                shape.tokens
+            )));
+        }
+        Ok(())
     }
 
-    /// What layer `index` sees and writes while `tokens` more are computed.
-    pub(crate) fn layer(&mut self, index: usize) -> Result<LayerKv<'_>> {
+    /// The positions at which the token 0 of each packet would stand, in order of the packets.
+    pub(crate) fn origins(&self) -> Vec<i64> {
+        let origin = |span: &Span| match span {
+            Span::Packet { at, from, .. } => Some(int(*at) - int(*from)),
+            Span::Tail { .. } => None,
+        };
+        self.spans.iter().filter_map(origin).collect()
+    }
+
+    /// What layer `index` sees and writes while more tokens are computed, of which `done` have
+    /// passed through this layer already.
+    pub(crate) fn layer(&mut self, index: usize, done: usize) -> Result<LayerKv<'_>> {
         let layers = self.layers.len();
         let tail = self.layers.get_mut(index).ok_or_else(|| {
             Error::Invalid(format!("layer {index} of a context of {layers} layers"))
         })?;
-        let (own, at) = (self.tail_tokens, self.tokens);
         Ok(LayerKv {
             index,
             tail,
             spans: &self.spans,
-            own,
-            at,
+            own: self.tail_tokens + done,
+            at: self.tokens + done,
+            done,
             device: self.device,
         })
     }
@@ -393,129 +295,28 @@ impl SequenceKv {
         self.tail_tokens += added;
         self.tokens += added;
     }
-}
 
-/// One layer of a sequence, while a run of tokens passes through it.
-pub(crate) struct LayerKv<'a> {
-    index: usize,
-    tail: &'a mut Tail,
-    spans: &'a [Span],
-    /// Tokens of the tail before this run.
-    own: usize,
-    /// Position of the run's first token.
-    at: usize,
-    device: Device,
-}
-
-/// Keys and values `[kv_heads, tokens, head_dim]` of neighbouring positions.
-pub(crate) struct LayerSpan {
-    pub(crate) keys: Tensor,
-    pub(crate) values: Tensor,
-    pub(crate) at: usize,
-    pub(crate) tokens: usize,
-}
-
-impl LayerSpan {
-    /// What attention takes.
-    pub(crate) fn part(&self) -> Part {
-        Part {
-            keys: self.keys.shallow_clone(),
-            values: self.values.shallow_clone(),
-            at: self.at,
+    fn shape_of(&self, tokens: usize) -> PacketShape {
+        PacketShape {
+            layers: self.layers.len(),
+            kv_heads: self.kv_heads,
+            tokens,
+            head_dim: self.head_dim,
+            kind: self.kind,
         }
     }
 }
 
-impl LayerKv<'_> {
-    /// Position of the run's first token.
-    pub(crate) fn position(&self) -> usize {
-        self.at
-    }
-
-    /// The packets of the context, in order; their keys count positions from 0.
-    pub(crate) fn packets(&self) -> Vec<LayerSpan> {
-        let packet = |span: &Span| match span {
-            Span::Tail { .. } => None,
-            Span::Packet { at, packet } => packet.layers.get(self.index).map(|plane| LayerSpan {
-                keys: plane.keys.shallow_clone(),
-                values: plane.values.shallow_clone(),
-                at: *at,
-                tokens: packet.shape.tokens,
-            }),
-        };
-        self.spans.iter().filter_map(packet).collect()
-    }
-
-    /// Writes the run's keys and values `[kv_heads, T, head_dim]` behind the tail.
-    pub(crate) fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
-        let tokens = keys.size3()?.1;
-        self.tail
-            .reserve(int(self.own) + tokens, int(self.own), self.device)?;
-        self.tail
-            .keys
-            .f_narrow(1, int(self.own), tokens)?
-            .f_copy_(keys)?;
-        self.tail
-            .values
-            .f_narrow(1, int(self.own), tokens)?
-            .f_copy_(values)?;
-        self.own += usize::try_from(tokens).unwrap_or(0);
-        Ok(())
-    }
-
-    /// The whole tail, what was just appended included.
-    pub(crate) fn tail(&self) -> Result<(Tensor, Tensor)> {
-        let own = int(self.own);
-        Ok((
-            self.tail.keys.f_narrow(1, 0, own)?,
-            self.tail.values.f_narrow(1, 0, own)?,
-        ))
-    }
-
-    /// The tail before this run: in one piece, or, where positions matter, one piece for each
-    /// stretch between packets.
-    pub(crate) fn tail_before(&self, by_position: bool, run: usize) -> Result<Vec<LayerSpan>> {
-        let piece = |at: usize, start: usize, tokens: usize| -> Result<LayerSpan> {
-            let part = |t: &Tensor| t.f_narrow(1, int(start), int(tokens));
-            Ok(LayerSpan {
-                keys: part(&self.tail.keys)?,
-                values: part(&self.tail.values)?,
-                at,
-                tokens,
-            })
-        };
-        let before = self.own - run;
-        if !by_position {
-            return if before == 0 {
-                Ok(Vec::new())
-            } else {
-                Ok(vec![piece(0, 0, before)?])
-            };
+impl Span {
+    fn at(&self) -> usize {
+        match self {
+            Self::Tail { at, .. } | Self::Packet { at, .. } => *at,
         }
-        let stretches = self.spans.iter().filter_map(|span| match span {
-            Span::Tail { at, start, tokens } => Some(piece(*at, *start, *tokens)),
-            Span::Packet { .. } => None,
-        });
-        stretches.collect()
     }
-}
 
-impl Tail {
-    /// Makes room for `wanted` tokens. Grows by doubling, so that a token costs one copy of
-    /// itself on average, however long the sequence becomes.
-    fn reserve(&mut self, wanted: i64, filled: i64, device: Device) -> Result<()> {
-        let (kv_heads, capacity, head_dim) = self.keys.size3()?;
-        if wanted <= capacity {
-            return Ok(());
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Tail { tokens, .. } | Self::Packet { tokens, .. } => *tokens,
         }
-        let capacity = wanted.max(2 * capacity).max(64);
-        let grow = |old: &Tensor| -> Result<Tensor> {
-            let new = Tensor::f_empty([kv_heads, capacity, head_dim], (old.kind(), device))?;
-            new.f_narrow(1, 0, filled)?
-                .f_copy_(&old.f_narrow(1, 0, filled)?)?;
-            Ok(new)
-        };
-        (self.keys, self.values) = (grow(&self.keys)?, grow(&self.values)?);
-        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! Owns models: their files, their forward pass, their tokenizers. It knows
 //! tensors; it knows neither the store of packets nor the wire.
 
+mod blend;
 pub mod catalogue;
 pub mod chat;
 mod codec;
@@ -11,8 +12,11 @@ mod ends;
 pub mod error;
 pub mod gguf;
 mod kv;
+mod layer_kv;
 mod layers;
 pub mod model_files;
+mod packet;
+mod place;
 mod revision;
 mod sampler;
 mod taps;
@@ -21,13 +25,15 @@ pub mod tokenizer;
 mod transformer;
 pub mod weights;
 
+pub use blend::Blending;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use codec::Codec;
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling};
 pub use ends::Beginnings;
 pub use error::{Error, Result};
-pub use kv::{PacketKv, PacketShape, SequenceKv};
+pub use kv::SequenceKv;
 pub use model_files::ModelFiles;
+pub use packet::{PacketKv, PacketShape};
 pub use revision::revision;
 pub use sampler::{Sampled, Sampler, SamplingParams};
 pub use taps::{Action, Mask, Overlay, Pass, Site, Tap};

@@ -6,7 +6,7 @@
 //!
 //! The weights never change but through [`Transformer::install`].
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
 use crate::layers::block::Block;
@@ -40,8 +40,9 @@ pub struct Transformer {
     pub(crate) norm: RmsNorm,
     /// `[vocab, d]`; the embeddings themselves where they are tied.
     output: Tensor,
-    /// Of layers that see everything, and of windowed ones.
-    ropes: [Rope; 2],
+    rope: Rope,
+    /// Of windowed layers, where they turn by other angles.
+    local_rope: Option<Rope>,
     pub(crate) device: Device,
     pub(crate) kind: Kind,
     /// Runs of at least so many tokens are computed in f32, whatever the weights are kept in.
@@ -76,33 +77,20 @@ impl Transformer {
             .take("model.norm.weight", &[d])?
             .f_to_device(device)?;
         let norm = RmsNorm::new(&norm, config.norm_plus_one, config.norm_eps, kind)?;
-        let rope = Rope::new(
-            config.rope_theta,
-            &config.rope_scaling,
-            config.head_dim,
-            device,
-        )?;
-        let local = match config.rope_local_theta {
-            Some(theta) => Rope::new(
-                theta,
-                &crate::config::RopeScaling::None,
-                config.head_dim,
-                device,
-            )?,
-            None => Rope::new(
-                config.rope_theta,
-                &config.rope_scaling,
-                config.head_dim,
-                device,
-            )?,
-        };
+        let rope = |theta, scaling| Rope::new(theta, scaling, config.head_dim, device);
+        let local_rope = config
+            .rope_local_theta
+            .map(|theta| rope(theta, &RopeScaling::None))
+            .transpose()?;
+        let rope = rope(config.rope_theta, &config.rope_scaling)?;
         Ok(Self {
             config,
             embeddings,
             blocks,
             norm,
             output,
-            ropes: [rope, local],
+            rope,
+            local_rope,
             device,
             kind,
             widen_from: match multiplies_f32_faster(device) {
@@ -169,20 +157,17 @@ impl Transformer {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
         kv.check_room(tokens)?;
-        if tokens >= self.widen_from {
-            x = in_kind(&x, Kind::Float)?;
-        }
-        let packets = kv.packet_positions();
-        let [full, windowed] = &self.ropes;
-        let full = full.run(kv.len(), tokens, &packets)?;
-        let windowed = match self.config.sliding_window {
-            Some(_) => Some(windowed.run(kv.len(), tokens, &packets)?),
+        x = self.for_run(&x)?;
+        let origins = kv.origins();
+        let angles = self.rope.run(kv.len(), tokens, &origins)?;
+        let local = match &self.local_rope {
+            Some(rope) => Some(rope.run(kv.len(), tokens, &origins)?),
             None => None,
         };
         for (layer, block) in self.blocks.iter().enumerate() {
-            let windowed = windowed.as_ref().filter(|_| block.window().is_some());
-            let angles = windowed.unwrap_or(&full);
-            x = block.forward(&x, angles, &mut kv.layer(layer)?)?;
+            let local = local.as_ref().filter(|_| block.window().is_some());
+            let angles = local.unwrap_or(&angles);
+            x = block.forward(&x, angles, &mut kv.layer(layer, 0)?)?;
         }
         kv.advance(tokens);
         in_kind(&self.norm.forward(&x)?, self.kind)
@@ -346,16 +331,20 @@ impl Transformer {
         Ok(x)
     }
 
-    pub(crate) fn rope(&self, block: &Block) -> &Rope {
-        let [full, windowed] = &self.ropes;
-        if block.window().is_some() {
-            windowed
-        } else {
-            full
-        }
+    /// The residual stream `x [T, d]` in the dtype that a run of T tokens is computed in.
+    pub(crate) fn for_run(&self, x: &Tensor) -> Result<Tensor> {
+        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
+        let wide = tokens >= self.widen_from;
+        in_kind(x, if wide { Kind::Float } else { self.kind })
     }
 
-    fn block(&self, layer: usize) -> Result<&Block> {
+    pub(crate) fn rope(&self, block: &Block) -> &Rope {
+        let local = self.local_rope.as_ref();
+        let local = local.filter(|_| block.window().is_some());
+        local.unwrap_or(&self.rope)
+    }
+
+    pub(crate) fn block(&self, layer: usize) -> Result<&Block> {
         let layers = self.blocks.len();
         self.blocks.get(layer).ok_or_else(|| {
             Error::Invalid(format!(
@@ -368,7 +357,7 @@ impl Transformer {
         self.block(layer).map(|_| ())
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let vocab = self.config.vocab_size;
         match ids.iter().find(|&&id| id as usize >= vocab) {
             None => Ok(()),

@@ -9,11 +9,11 @@
 
 use super::linear::Linear;
 use super::norm::RmsNorm;
-use super::part::{Attended, Part, merge};
+use super::part::{Attended, Part, Stand, merge};
 use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::kv::LayerKv;
+use crate::layer_kv::LayerKv;
 use crate::tensor::int;
 use crate::weights::Weights;
 use tch::{Device, Kind, Tensor};
@@ -127,13 +127,11 @@ impl Attention {
     ) -> Result<Tensor> {
         let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
         let at = kv.position();
+        let stand = Stand::Run { at, tokens };
         let Projected { qk, v } = self.project(x)?;
-        let rotated = angles.here.rotate(&qk)?.f_transpose(0, 1)?;
-        let q = rotated.f_narrow(0, 0, self.heads)?;
-        let k = rotated.f_narrow(0, self.heads, self.kv_heads)?;
-        let v = v.f_transpose(0, 1)?;
+        let [q, k, v] = self.turned(&qk, &v, angles)?;
 
-        let mut parts = self.attend_packets(&qk, angles, kv)?;
+        let mut parts = self.attend_packets(&qk, angles, kv, stand)?;
         kv.append(&k, &v)?;
         if tokens == 1 && self.window.is_none() {
             // One query sees all of the tail, itself included.
@@ -143,13 +141,9 @@ impl Attention {
                 values,
                 at: 0,
             };
-            parts.push(self.attend_past(&q, &part, at)?);
+            parts.push(self.attend_past(&q, &part, stand)?);
         } else {
-            for span in kv.tail_before(self.window.is_some(), tokens)? {
-                if self.reaches(at, span.at + span.tokens) {
-                    parts.push(self.attend_past(&q, &span.part(), at)?);
-                }
-            }
+            parts.extend(self.attend_tail(&q, kv, stand, tokens)?);
             let own = Part {
                 keys: k,
                 values: v,
@@ -157,8 +151,75 @@ impl Attention {
             };
             parts.push(own.attend_own(&q, self.scale, self.window)?);
         }
+        self.merged(parts, x)
+    }
+
+    /// `x [n, d]`, the tokens at the scattered `positions` among `tokens` whose KV is laid out
+    /// behind the tail already, to the attention's output `[n, d]`. Their own keys and values take
+    /// the place of those that lie there; each query sees what stands before it and itself.
+    pub(crate) fn forward_scattered(
+        &self,
+        x: &Tensor,
+        angles: &RunAngles,
+        kv: &LayerKv<'_>,
+        (positions, tokens): (&[i64], usize),
+    ) -> Result<Tensor> {
+        let stand = Stand::Scattered(positions);
+        let Projected { qk, v } = self.project(x)?;
+        let [q, k, v] = self.turned(&qk, &v, angles)?;
+        kv.replace(positions, &k, &v)?;
+        let mut parts = self.attend_packets(&qk, angles, kv, stand)?;
+        parts.extend(self.attend_tail(&q, kv, stand, 0)?);
+        // All queries see what stands before the first of them.
+        let before = stand.first() - kv.position();
+        let laid = kv.laid(0..before)?;
+        if before > 0 && self.reaches(stand, stand.first()) {
+            parts.push(self.attend_past(&q, &laid.part(), stand)?);
+        }
+        let among = kv.laid(before..(stand.end() - kv.position()).min(tokens))?;
+        parts.push(
+            among
+                .part()
+                .attend_among(&q, self.scale, stand, self.window)?,
+        );
+        self.merged(parts, x)
+    }
+
+    /// Keys (rotated) and values `[kv_heads, T, head_dim]` of `x [T, d]`.
+    pub(crate) fn keys_values(&self, x: &Tensor, angles: &RunAngles) -> Result<(Tensor, Tensor)> {
+        let Projected { qk, v } = self.project(x)?;
+        let [_, k, v] = self.turned(&qk, &v, angles)?;
+        Ok((k, v))
+    }
+
+    /// Queries and keys at their own positions, and values: `[heads, T, head_dim]` each.
+    fn turned(&self, qk: &Tensor, v: &Tensor, angles: &RunAngles) -> Result<[Tensor; 3]> {
+        let rotated = angles.here.rotate(qk)?.f_transpose(0, 1)?;
+        let q = rotated.f_narrow(0, 0, self.heads)?;
+        let k = rotated.f_narrow(0, self.heads, self.kv_heads)?;
+        Ok([q, k, v.f_transpose(0, 1)?])
+    }
+
+    /// What queries `q [heads, T, head_dim]` get from the tail but for its last `run` tokens.
+    fn attend_tail(
+        &self,
+        q: &Tensor,
+        kv: &LayerKv<'_>,
+        stand: Stand<'_>,
+        run: usize,
+    ) -> Result<Vec<Attended>> {
+        let spans = kv.tail_before(self.window.is_some(), run)?;
+        let seen = spans
+            .iter()
+            .filter(|span| self.reaches(stand, span.at + span.tokens));
+        seen.map(|span| self.attend_past(q, &span.part(), stand))
+            .collect()
+    }
+
+    /// The parts as one, through the output projection: `[T, d]` as `x`.
+    fn merged(&self, parts: Vec<Attended>, x: &Tensor) -> Result<Tensor> {
         let merged = merge(parts)?.f_to_kind(x.kind())?;
-        let merged = merged.f_transpose(0, 1)?.f_reshape([int(tokens), -1])?;
+        let merged = merged.f_transpose(0, 1)?.f_reshape([x.size2()?.0, -1])?;
         self.output.forward(&merged)
     }
 
@@ -169,9 +230,10 @@ impl Attention {
         qk: &Tensor,
         angles: &RunAngles,
         kv: &LayerKv<'_>,
+        stand: Stand<'_>,
     ) -> Result<Vec<Attended>> {
         let mut parts = Vec::new();
-        let packets = kv.packets();
+        let packets = kv.packets()?;
         if packets.is_empty() {
             return Ok(parts);
         }
@@ -180,9 +242,9 @@ impl Attention {
         for (packets, angles) in together.zip(&angles.from_packets) {
             let turned = angles.rotate(&q)?.f_transpose(1, 2)?;
             for (index, packet) in packets.iter().enumerate() {
-                if self.reaches(kv.position(), packet.at + packet.tokens) {
+                if self.reaches(stand, packet.at + packet.tokens) {
                     let q = turned.f_select(0, int(index))?;
-                    parts.push(self.attend_past(&q, &packet.part(), kv.position())?);
+                    parts.push(self.attend_past(&q, &packet.part(), stand)?);
                 }
             }
         }
@@ -249,17 +311,18 @@ impl Attention {
         Ok(Projected { qk, v })
     }
 
-    /// Whether the first query, at position `at`, sees any key before position `end`.
-    fn reaches(&self, at: usize, end: usize) -> bool {
-        self.window.is_none_or(|window| at < end + window - 1)
+    /// Whether the first query sees any key before position `end`.
+    fn reaches(&self, stand: Stand<'_>, end: usize) -> bool {
+        self.window
+            .is_none_or(|window| stand.first() < end + window - 1)
     }
 
     /// All queries over keys that lie before them. Without a window nothing is masked, so the
     /// queries of a group are folded into one long query per key-value head.
-    fn attend_past(&self, q: &Tensor, part: &Part, at: usize) -> Result<Attended> {
+    fn attend_past(&self, q: &Tensor, part: &Part, stand: Stand<'_>) -> Result<Attended> {
         match self.window {
             None => part.attend_all(q, self.scale),
-            Some(window) => part.attend_window(q, self.scale, at, window),
+            Some(window) => part.attend_window(q, self.scale, stand, window),
         }
     }
 }

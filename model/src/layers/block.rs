@@ -7,7 +7,7 @@ use super::norm::RmsNorm;
 use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::kv::LayerKv;
+use crate::layer_kv::LayerKv;
 use crate::taps::{Pass, Site};
 use crate::tensor::{in_kind, int};
 use crate::weights::Weights;
@@ -84,6 +84,32 @@ impl Block {
         let attended = self
             .attention
             .forward(&self.before_attention.forward(x)?, angles, kv)?;
+        self.behind_attention(x, attended)
+    }
+
+    /// The same of tokens at scattered positions; see [`Attention::forward_scattered`].
+    pub(crate) fn forward_scattered(
+        &self,
+        x: &Tensor,
+        angles: &RunAngles,
+        kv: &LayerKv<'_>,
+        places: (&[i64], usize),
+    ) -> Result<Tensor> {
+        let normed = self.before_attention.forward(x)?;
+        let attended = self
+            .attention
+            .forward_scattered(&normed, angles, kv, places)?;
+        self.behind_attention(x, attended)
+    }
+
+    /// Keys (rotated) and values `[kv_heads, T, head_dim]` of the residual stream `x [T, d]`.
+    pub(crate) fn keys_values(&self, x: &Tensor, angles: &RunAngles) -> Result<(Tensor, Tensor)> {
+        let normed = self.before_attention.forward(x)?;
+        self.attention.keys_values(&normed, angles)
+    }
+
+    /// What follows on attention: its output into the stream, and the MLP.
+    fn behind_attention(&self, x: &Tensor, attended: Tensor) -> Result<Tensor> {
         let x = add(x, attended, self.after_attention.as_ref())?;
         let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;
         let down = in_kind(self.mlp.down(), key.kind())?;

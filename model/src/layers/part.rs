@@ -21,6 +21,48 @@ pub(crate) struct Part {
     pub(crate) at: usize,
 }
 
+/// Where queries stand in the sequence, in ascending order.
+#[derive(Clone, Copy)]
+pub(crate) enum Stand<'a> {
+    /// So many, one after the other, the first at position `at`.
+    Run { at: usize, tokens: usize },
+    /// At these positions.
+    Scattered(&'a [i64]),
+}
+
+impl Stand<'_> {
+    /// Position of the first query.
+    pub(crate) fn first(&self) -> usize {
+        match self {
+            Self::Run { at, .. } => *at,
+            Self::Scattered(positions) => position(positions.first()),
+        }
+    }
+
+    /// The position behind the last query.
+    pub(crate) fn end(&self) -> usize {
+        match self {
+            Self::Run { at, tokens } => at + tokens,
+            Self::Scattered(positions) => position(positions.last()) + 1,
+        }
+    }
+
+    /// i64 `[T]`.
+    fn positions(&self, device: Device) -> Result<Tensor> {
+        Ok(match self {
+            Self::Run { .. } => {
+                let options = (Kind::Int64, device);
+                Tensor::f_arange_start(int(self.first()), int(self.end()), options)?
+            }
+            Self::Scattered(positions) => Tensor::f_from_slice(positions)?.f_to_device(device)?,
+        })
+    }
+}
+
+fn position(position: Option<&i64>) -> usize {
+    position.map_or(0, |&position| usize::try_from(position).unwrap_or(0))
+}
+
 /// What queries got from one part.
 pub(crate) struct Attended {
     /// `[heads, T, head_dim]`.
@@ -46,28 +88,59 @@ impl Part {
         })
     }
 
-    /// Queries at positions `at ..` see the keys that are less than `window` positions back.
+    /// Queries behind all of the keys see those that are less than `window` positions back.
     pub(crate) fn attend_window(
         &self,
         q: &Tensor,
         scale: f64,
-        at: usize,
+        stand: Stand<'_>,
         window: usize,
     ) -> Result<Attended> {
-        let tokens = usize::try_from(q.size3()?.1).unwrap_or(0);
+        let seen = self.within(stand, window)?;
+        if stand.end() <= seen.at + window {
+            return seen.attend_all(q, scale);
+        }
+        seen.attend_masked(q, scale, stand, Some(window))
+    }
+
+    /// Queries that stand among the keys see those up to their own position, within the window.
+    pub(crate) fn attend_among(
+        &self,
+        q: &Tensor,
+        scale: f64,
+        stand: Stand<'_>,
+        window: Option<usize>,
+    ) -> Result<Attended> {
+        match window {
+            None => self.attend_masked(q, scale, stand, None),
+            Some(size) => self
+                .within(stand, size)?
+                .attend_masked(q, scale, stand, window),
+        }
+    }
+
+    /// Without the keys that none of the queries sees through the window.
+    fn within(&self, stand: Stand<'_>, window: usize) -> Result<Self> {
         let keys = usize::try_from(self.keys.size3()?.1).unwrap_or(0);
-        // Keys before this one are seen by none of the queries.
-        let first = (at + 1).saturating_sub(window + self.at).min(keys);
-        let seen = Self {
+        let first = (stand.first() + 1)
+            .saturating_sub(window + self.at)
+            .min(keys);
+        Ok(Self {
             keys: self.keys.f_narrow(1, int(first), int(keys - first))?,
             values: self.values.f_narrow(1, int(first), int(keys - first))?,
             at: self.at + first,
-        };
-        if at + tokens <= seen.at + window {
-            return seen.attend_all(q, scale);
-        }
-        let mask = seen.mask(at, tokens, Some(window), q)?;
-        let seen = seen.expand(q)?;
+        })
+    }
+
+    fn attend_masked(
+        &self,
+        q: &Tensor,
+        scale: f64,
+        stand: Stand<'_>,
+        window: Option<usize>,
+    ) -> Result<Attended> {
+        let mask = self.mask(stand, window, q)?;
+        let seen = self.expand(q)?;
         attend(q, &seen.keys, &seen.values, Some(&mask), false, scale)
     }
 
@@ -79,12 +152,15 @@ impl Part {
         window: Option<usize>,
     ) -> Result<Attended> {
         let tokens = usize::try_from(q.size3()?.1).unwrap_or(0);
-        let own = self.expand(q)?;
         if window.is_none_or(|window| tokens <= window) {
+            let own = self.expand(q)?;
             return attend(q, &own.keys, &own.values, None, true, scale);
         }
-        let mask = self.mask(self.at, tokens, window, q)?;
-        attend(q, &own.keys, &own.values, Some(&mask), false, scale)
+        let stand = Stand::Run {
+            at: self.at,
+            tokens,
+        };
+        self.attend_masked(q, scale, stand, window)
     }
 
     /// Keys and values repeated, so that every query head of `q` has its own.
@@ -98,10 +174,10 @@ impl Part {
         })
     }
 
-    /// What is added to the scores `[T, n]` of queries at positions `at ..`.
-    fn mask(&self, at: usize, tokens: usize, window: Option<usize>, q: &Tensor) -> Result<Tensor> {
+    /// What is added to the scores `[T, n]`.
+    fn mask(&self, stand: Stand<'_>, window: Option<usize>, q: &Tensor) -> Result<Tensor> {
         let options = (Kind::Int64, q.device());
-        let queries = Tensor::f_arange_start(int(at), int(at + tokens), options)?;
+        let queries = stand.positions(q.device())?;
         let end = int(self.at) + self.keys.size3()?.1;
         let keys = Tensor::f_arange_start(int(self.at), end, options)?;
         let back = queries.f_unsqueeze(1)?.f_sub(&keys)?;
@@ -194,7 +270,7 @@ fn attend_plainly(
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed libtorch call fails the test")]
-    use super::{Attended, Part, attend, attend_plainly, merge};
+    use super::{Attended, Part, Stand, attend, attend_plainly, merge};
     use tch::{Device, Kind, Tensor};
 
     fn random(shape: [i64; 3]) -> Tensor {
@@ -233,6 +309,27 @@ mod tests {
     }
 
     #[test]
+    fn scattered_queries_get_what_they_get_in_a_run() {
+        let (q, k, v) = (random([4, 9, 16]), random([2, 9, 16]), random([2, 9, 16]));
+        let part = Part {
+            keys: k,
+            values: v,
+            at: 20,
+        };
+        let chosen = [20_i64, 23, 24, 28];
+        let places = Tensor::from_slice(&chosen) - 20;
+        for window in [None, Some(3)] {
+            let whole = part.attend_own(&q, 0.3, window).unwrap();
+            let some = q.index_select(1, &places);
+            let stand = Stand::Scattered(&chosen);
+            let some = part.attend_among(&some, 0.3, stand, window).unwrap();
+            let expected = whole.output.index_select(1, &places);
+            let apart = (some.output - expected).abs().max().double_value(&[]);
+            assert!(apart < 1e-5, "{window:?}: {apart}");
+        }
+    }
+
+    #[test]
     fn a_part_outside_the_window_has_no_weight() {
         let (q, k, v) = (random([2, 4, 16]), random([2, 8, 16]), random([2, 8, 16]));
         // Queries at 10..14 with a window of 4 see keys from 7 on: only the first sees key 7.
@@ -241,7 +338,7 @@ mod tests {
             values: v,
             at: 0,
         }
-        .attend_window(&q, 0.3, 10, 4)
+        .attend_window(&q, 0.3, Stand::Run { at: 10, tokens: 4 }, 4)
         .unwrap();
         let own = Part {
             keys: random([2, 4, 16]),

@@ -36,7 +36,8 @@ struct Table {
 /// Queries turned to packets in one step, at most: tokens times packets.
 const JOINT_ROTATIONS: usize = 4096;
 
-/// Cosines and sines of some positions, f32 `[.., T, 1, head_dim]` each.
+/// Cosines and sines of some positions, f32 `[.., T, 1, head_dim]` each, or whatever else fits what
+/// they turn.
 pub(crate) struct Angles {
     cos: Tensor,
     sin: Tensor,
@@ -88,20 +89,33 @@ impl Rope {
         })
     }
 
-    /// The angles of a run of `tokens` at positions `at ..`, in a context with packets that
-    /// begin at `packets`, each before `at`.
-    pub(crate) fn run(&self, at: usize, tokens: usize, packets: &[usize]) -> Result<RunAngles> {
+    /// The angles of a run of `tokens` at positions `at ..`, in a context with packets whose
+    /// token 0 would stand at `origins`.
+    pub(crate) fn run(&self, at: usize, tokens: usize, origins: &[i64]) -> Result<RunAngles> {
         let here = self.angles(at, tokens)?;
+        let positions: Vec<i64> = (at..at + tokens).map(int).collect();
+        self.seen_from(here, &positions, origins)
+    }
+
+    /// The angles at those `positions`, in a context with packets whose token 0 would stand at
+    /// `origins`.
+    pub(crate) fn scattered(&self, positions: &[i64], origins: &[i64]) -> Result<RunAngles> {
+        let here = self.gather(positions, &[int(positions.len()), 1, -1])?;
+        self.seen_from(here, positions, origins)
+    }
+
+    /// The angles of `positions` together with those relative to each packet.
+    fn seen_from(&self, here: Angles, positions: &[i64], origins: &[i64]) -> Result<RunAngles> {
+        let tokens = positions.len();
         let packets_at_a_time = (JOINT_ROTATIONS / tokens.max(1)).max(1);
-        let from_packets = packets
+        let from_packets = origins
             .chunks(packets_at_a_time)
-            .map(|starts| {
-                let positions = starts.iter().flat_map(|start| {
-                    let first = at - start;
-                    first..first + tokens
-                });
-                let positions: Vec<i64> = positions.map(int).collect();
-                self.gather(&positions, &[int(starts.len()), int(tokens), 1, -1])
+            .map(|origins| {
+                let relative = origins
+                    .iter()
+                    .flat_map(|origin| positions.iter().map(move |position| position - origin));
+                let relative: Vec<i64> = relative.collect();
+                self.gather(&relative, &[int(origins.len()), int(tokens), 1, -1])
             })
             .collect::<Result<_>>()?;
         Ok(RunAngles {
@@ -111,14 +125,32 @@ impl Rope {
         })
     }
 
-    /// The angles of scattered positions, which the table reaches, in a tensor of `shape`.
+    /// The angles of scattered positions, none negative, in a tensor of `shape`.
     fn gather(&self, positions: &[i64], shape: &[i64]) -> Result<Angles> {
+        let last = positions.iter().copied().max().unwrap_or(0);
+        self.reach(usize::try_from(last).unwrap_or(0) + 1)?;
         let positions = Tensor::f_from_slice(positions)?.f_to_device(self.device)?;
         let table = self.table.borrow();
         let pick = |t: &Tensor| t.f_index_select(0, &positions)?.f_reshape(shape);
         Ok(Angles {
             cos: pick(&table.cos)?,
             sin: pick(&table.sin)?,
+        })
+    }
+
+    /// The angle by which keys move `by` positions, `[head_dim]` for all alike. A rotation alone:
+    /// what YaRN multiplies keys with is in them already.
+    pub(crate) fn turn(&self, by: usize) -> Result<Angles> {
+        let angles: Vec<f64> = self.frequencies.iter().map(|f| f * by as f64).collect();
+        let angles = Tensor::f_from_slice(&angles)?.f_to_device(self.device)?;
+        let sin = angles.f_sin()?;
+        let halves = |first: &Tensor, second: &Tensor| -> Result<Tensor> {
+            Ok(Tensor::f_cat(&[first, second], 0)?.f_to_kind(Kind::Float)?)
+        };
+        let cos = angles.f_cos()?;
+        Ok(Angles {
+            cos: halves(&cos, &cos)?,
+            sin: halves(&sin.f_neg()?, &sin)?,
         })
     }
 

@@ -20,6 +20,7 @@ mod gguf;
 mod gguf_files;
 mod logits_fixture;
 mod models;
+mod modes;
 mod refusals;
 mod sampler;
 mod serving;

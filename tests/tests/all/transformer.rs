@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 const TOLERANCE: f64 = 1e-4;
 
-fn ids(count: usize, salt: usize) -> Vec<u32> {
+pub(crate) fn ids(count: usize, salt: usize) -> Vec<u32> {
     (0..count)
         .map(|i| ((i * i * 7 + i * 13 + salt * 31 + 5) % 97) as u32)
         .collect()
@@ -23,24 +23,24 @@ fn batch(ids: &[u32]) -> Tensor {
     Tensor::from_slice(&ids).unsqueeze(0)
 }
 
-fn furthest(a: &Tensor, b: &Tensor) -> f64 {
+pub(crate) fn furthest(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])
 }
 
-fn serve(model: &Transformer, ids: &[u32], kv: &mut SequenceKv) -> Tensor {
+pub(crate) fn serve(model: &Transformer, ids: &[u32], kv: &mut SequenceKv) -> Tensor {
     model
         .logits(&model.forward(Input::Ids(ids), kv).unwrap())
         .unwrap()
 }
 
-fn study(model: &Transformer, ids: &[u32], mask: Mask) -> Tensor {
+pub(crate) fn study(model: &Transformer, ids: &[u32], mask: Mask) -> Tensor {
     let mut pass = Pass::new().with_mask(mask);
     let hidden = model.forward_batch(&batch(ids), &mut pass).unwrap();
     model.logits(&hidden).unwrap().squeeze_dim(0)
 }
 
-fn variants() -> Vec<(String, Transformer)> {
+pub(crate) fn variants() -> Vec<(String, Transformer)> {
     let mut variants = Vec::new();
     for architecture in Architecture::ALL {
         let config = tiny::config(architecture);
