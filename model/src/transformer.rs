@@ -368,7 +368,7 @@ impl Transformer {
         self.block(layer).map(|_| ())
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         let vocab = self.config.vocab_size;
         match ids.iter().find(|&&id| id as usize >= vocab) {
             None => Ok(()),

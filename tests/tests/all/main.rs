@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod adapter;
 mod catalogue;
 mod chat_template;
 mod cli;
@@ -22,6 +23,7 @@ mod logits_fixture;
 mod models;
 mod refusals;
 mod sampler;
+mod samples;
 mod serving;
 mod setup;
 mod tiny;
