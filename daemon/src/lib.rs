@@ -3,6 +3,7 @@
 //! [`server::serve`] runs the daemon: one engine thread that owns libtorch, the packet store, and
 //! the gRPC face over both. [`cli::main`] is the command line, which talks to it over gRPC.
 
+pub mod adapters;
 pub mod cli;
 pub mod config;
 mod digest;

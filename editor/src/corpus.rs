@@ -38,7 +38,7 @@ impl Corpus {
     }
 
     /// The paragraphs, each with its line end.
-    pub(crate) fn paragraphs(&self) -> impl Iterator<Item = &str> {
+    pub fn paragraphs(&self) -> impl Iterator<Item = &str> {
         self.text.split_inclusive('\n')
     }
 }

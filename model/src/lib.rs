@@ -3,6 +3,7 @@
 //! Owns models: their files, their forward pass, their tokenizers. It knows
 //! tensors; it knows neither the store of packets nor the wire.
 
+pub mod adapter;
 mod blend;
 pub mod catalogue;
 pub mod chat;
@@ -25,6 +26,7 @@ pub mod tokenizer;
 mod transformer;
 pub mod weights;
 
+pub use adapter::Adapter;
 pub use blend::Blending;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use codec::Codec;

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod adapter;
 mod catalogue;
 mod chat_template;
 mod cli;
@@ -23,6 +24,7 @@ mod models;
 mod modes;
 mod refusals;
 mod sampler;
+mod samples;
 mod serving;
 mod setup;
 mod tiny;

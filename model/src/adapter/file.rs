@@ -1,0 +1,235 @@
+//! An adapter as a safetensors file: "header" and "trailer", f32, and what they belong to.
+//!
+//! Owns the format. Never opens a file: bytes come and go. Whatever the bytes say is checked
+//! before a tensor is made of them.
+
+use std::collections::HashMap;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use tch::{Kind, Tensor};
+
+use super::Adapter;
+use crate::error::{Error, Result};
+use crate::tensor::{from_bytes, to_bytes};
+
+/// Soft tokens on each side at most.
+pub const MAX_SOFT_TOKENS: usize = 64;
+/// Bytes of an adapter's file at most.
+pub const MAX_FILE_BYTES: usize = 8 << 20;
+
+/// Domain of an adapter's digest.
+const DIGEST_CONTEXT: &str = "addenda 2026-11 adapter v1";
+/// What the metadata's "format" says.
+const FORMAT: &str = "addenda adapter v1";
+/// Longest name, bytes.
+const NAME_BYTES: usize = 64;
+
+impl Adapter {
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let metadata = HashMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("base".to_owned(), hex(&self.base)),
+            ("name".to_owned(), self.name.clone()),
+            ("training".to_owned(), self.training.clone()),
+        ]);
+        write(
+            &[("header", &self.header), ("trailer", &self.trailer)],
+            metadata,
+        )
+    }
+
+    /// Reads a file's bytes.
+    ///
+    /// # Errors
+    /// As [`Description::read`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let described = Description::read(bytes)?;
+        let (tensors, _) = read(bytes)?;
+        let (header, trailer) = (soft(&tensors, "header")?, soft(&tensors, "trailer")?);
+        let Description {
+            base,
+            name,
+            training,
+            ..
+        } = described;
+        Self::new(&header, &trailer, base, name, training)
+    }
+}
+
+/// What an adapter's file says of itself, without a tensor made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// [`Adapter::digest`].
+    pub digest: [u8; 32],
+    /// Fingerprint of the base weights.
+    pub base: [u8; 32],
+    /// For people.
+    pub name: String,
+    /// How it was trained: JSON.
+    pub training: String,
+    /// H.
+    pub header_tokens: usize,
+    /// T.
+    pub trailer_tokens: usize,
+    /// d.
+    pub width: usize,
+}
+
+impl Description {
+    /// Reads and checks a file's bytes.
+    ///
+    /// # Errors
+    /// Too many bytes, another format, a name that is none, or soft tokens that no model could take.
+    pub fn read(bytes: &[u8]) -> Result<Self> {
+        if bytes.len() > MAX_FILE_BYTES {
+            let found = bytes.len();
+            return Err(refused(format!(
+                "it has {found} bytes, {MAX_FILE_BYTES} at most"
+            )));
+        }
+        let (tensors, metadata) = read(bytes)?;
+        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+            return Err(refused(format!("its format is not \"{FORMAT}\"")));
+        }
+        let base = metadata.get("base").and_then(|text| unhex(text));
+        let base = base.ok_or_else(|| refused("it does not name its base model".to_owned()))?;
+        let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        let name = text("name");
+        if !is_name(&name) {
+            return Err(refused(
+                "its name is not 1 to 64 characters of [A-Za-z0-9._-]".to_owned(),
+            ));
+        }
+        let header = sides(&tensors, "header")?;
+        let trailer = sides(&tensors, "trailer")?;
+        if header.1 != trailer.1 {
+            return Err(refused("header and trailer differ in width".to_owned()));
+        }
+        let soft = [(header.0, header.2), (trailer.0, trailer.2)];
+        Ok(Self {
+            digest: digest(&base, soft),
+            base,
+            name,
+            training: text("training"),
+            header_tokens: header.0,
+            trailer_tokens: trailer.0,
+            width: header.1,
+        })
+    }
+}
+
+/// Tokens, width and bytes of a tensor of soft tokens.
+fn sides<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<(usize, usize, &'a [u8])> {
+    let view = tensors.tensor(name).map_err(damaged)?;
+    let (Dtype::F32, &[tokens, width]) = (view.dtype(), view.shape()) else {
+        return Err(refused(format!("\"{name}\" is not f32 [tokens, width]")));
+    };
+    if !(1..=MAX_SOFT_TOKENS).contains(&tokens) || width == 0 {
+        return Err(refused(format!(
+            "\"{name}\" has {tokens} tokens of width {width}; 1 to {MAX_SOFT_TOKENS} are taken"
+        )));
+    }
+    let bytes = view.data();
+    let finite = |four: &[u8]| {
+        let four = <[u8; 4]>::try_from(four).unwrap_or([0xff; 4]);
+        f32::from_le_bytes(four).is_finite()
+    };
+    if !bytes.chunks(4).all(finite) {
+        return Err(refused(format!(
+            "\"{name}\" has values that are not finite"
+        )));
+    }
+    Ok((tokens, width, bytes))
+}
+
+/// BLAKE3 of the base's fingerprint, both lengths, and the soft tokens as f32, little-endian.
+pub(crate) fn digest(base: &[u8; 32], soft: [(usize, &[u8]); 2]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(DIGEST_CONTEXT);
+    hasher.update(base);
+    for (tokens, bytes) in soft {
+        hasher.update(&(tokens as u64).to_le_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Whether a text can be an adapter's name.
+pub fn is_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=NAME_BYTES).contains(&name.len()) && name.bytes().all(legal)
+}
+
+/// Tensors and metadata as safetensors bytes.
+pub(crate) fn write(
+    tensors: &[(&str, &Tensor)],
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = match tensor.kind() {
+            Kind::Float => Dtype::F32,
+            Kind::BFloat16 => Dtype::BF16,
+            Kind::Int64 => Dtype::I64,
+            other => return Err(refused(format!("{other:?} is not written"))),
+        };
+        let side = |side: i64| usize::try_from(side).unwrap_or(0);
+        let shape: Vec<usize> = tensor.size().into_iter().map(side).collect();
+        bytes.push((*name, dtype, shape, to_bytes(tensor)?));
+    }
+    let views = bytes
+        .iter()
+        .map(|(name, dtype, shape, bytes)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(damaged)?;
+            Ok((*name, view))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    safetensors::serialize(views, Some(metadata)).map_err(damaged)
+}
+
+/// The tensors and the metadata of safetensors bytes.
+pub(crate) fn read(bytes: &[u8]) -> Result<(SafeTensors<'_>, HashMap<String, String>)> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+    let texts = metadata.metadata().clone().unwrap_or_default();
+    let tensors = SafeTensors::deserialize(bytes).map_err(damaged)?;
+    Ok((tensors, texts))
+}
+
+/// The f32 tensor of this name and of two sides.
+pub(crate) fn soft(tensors: &SafeTensors<'_>, name: &str) -> Result<Tensor> {
+    let view = tensors.tensor(name).map_err(damaged)?;
+    if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
+        return Err(refused(format!("\"{name}\" is not f32 [tokens, width]")));
+    }
+    tensor(&view, Kind::Float)
+}
+
+/// A view's bytes as a tensor of its own.
+pub(crate) fn tensor(view: &TensorView<'_>, kind: Kind) -> Result<Tensor> {
+    let side = |side: &usize| i64::try_from(*side).unwrap_or(i64::MAX);
+    let shape: Vec<i64> = view.shape().iter().map(side).collect();
+    from_bytes(view.data(), &shape, kind)
+}
+
+pub(crate) fn refused(reason: String) -> Error {
+    Error::Invalid(format!("this is no adapter that can be used: {reason}"))
+}
+
+pub(crate) fn damaged(source: SafeTensorError) -> Error {
+    refused(format!(
+        "it is damaged or not a safetensors file ({source})"
+    ))
+}
+
+pub(crate) fn hex(bytes: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
+}
+
+pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
+    Some(*blake3::Hash::from_hex(text).ok()?.as_bytes())
+}

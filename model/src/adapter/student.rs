@@ -1,0 +1,153 @@
+//! The student: the same model under the packets' block mask, and how far it is from its teacher.
+//!
+//! Owns one forward over [preamble | wrapped documents | prompt + answer] at positions 0 … S−1:
+//! each wrapped document sees itself only, prompt and answer see everything. Logits are made for
+//! the answer's tokens alone. The numbers are those of the serving path over packets (the tests
+//! hold the two to each other).
+
+use tch::{Kind, Tensor};
+
+use super::{Adapter, Taught};
+use crate::error::Result;
+use crate::taps::{Mask, Pass};
+use crate::tensor::{NoGrad, ids as id_tensor, int};
+use crate::transformer::Transformer;
+
+/// The soft tokens that a pass runs with: `[H, d]` and `[T, d]`, any float dtype, on the model's device.
+pub(crate) struct Soft<'a> {
+    pub(crate) header: &'a Tensor,
+    pub(crate) trailer: &'a Tensor,
+}
+
+/// How far students are from their teachers, over the tokens of all answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Measured {
+    /// Σ KL(teacher ‖ student), nats.
+    pub kl: f64,
+    /// Tokens whose likeliest is the teacher's.
+    pub agreeing: u64,
+    /// Tokens in all.
+    pub tokens: u64,
+}
+
+impl Measured {
+    /// Mean KL over tokens, nats; 0 where nothing was measured.
+    #[must_use]
+    pub fn mean_kl(&self) -> f64 {
+        self.kl / self.tokens.max(1) as f64
+    }
+
+    /// Share of tokens whose likeliest is the teacher's.
+    #[must_use]
+    pub fn agreement(&self) -> f64 {
+        self.agreeing as f64 / self.tokens.max(1) as f64
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            kl: self.kl + other.kl,
+            agreeing: self.agreeing + other.agreeing,
+            tokens: self.tokens + other.tokens,
+        }
+    }
+}
+
+impl Taught {
+    /// The student's logits at the answer's tokens, f32 `[answer, V]`, with the documents in
+    /// `adapter`, or as they stand. No gradients.
+    ///
+    /// # Errors
+    /// An adapter of another width, a context that is too long, or libtorch's.
+    pub fn student_logits(&self, model: &Transformer, adapter: Option<&Adapter>) -> Result<Tensor> {
+        let _guard = NoGrad::new();
+        let placed = |soft: &Tensor| soft.f_to_device(model.device());
+        let Some(adapter) = adapter else {
+            return self.logits(model, None);
+        };
+        adapter.check_width(model)?;
+        let (header, trailer) = (placed(&adapter.header)?, placed(&adapter.trailer)?);
+        let soft = Soft {
+            header: &header,
+            trailer: &trailer,
+        };
+        self.logits(model, Some(&soft))
+    }
+
+    /// How far the student is from its teacher. No gradients.
+    ///
+    /// # Errors
+    /// As [`Self::student_logits`].
+    pub fn measure(&self, model: &Transformer, adapter: Option<&Adapter>) -> Result<Measured> {
+        let _guard = NoGrad::new();
+        let logits = self.student_logits(model, adapter)?;
+        let teacher = model.logits(&self.hidden)?;
+        let kl = divergence(&teacher, &logits)?;
+        let own = logits.f_argmax(-1, false)?;
+        let agreeing = teacher.f_argmax(-1, false)?.f_eq_tensor(&own)?;
+        let agreeing = agreeing.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        Ok(Measured {
+            kl: kl.f_sum(Kind::Double)?.f_double_value(&[])?,
+            agreeing: u64::try_from(agreeing).unwrap_or(0),
+            tokens: self.answer.len() as u64,
+        })
+    }
+
+    /// KL(teacher ‖ student) in nats, the mean over the answer's tokens; differentiable in `soft`.
+    pub(crate) fn loss(&self, model: &Transformer, soft: &Soft<'_>) -> Result<Tensor> {
+        let teacher = {
+            let _guard = NoGrad::new();
+            model.logits(&self.hidden)?
+        };
+        let student = self.logits(model, Some(soft))?;
+        Ok(divergence(&teacher, &student)?.f_mean(Kind::Float)?)
+    }
+
+    fn logits(&self, model: &Transformer, soft: Option<&Soft<'_>>) -> Result<Tensor> {
+        let device = model.device();
+        let embed = |ids: &[u32]| -> Result<Tensor> {
+            model.check_ids(ids)?;
+            let _guard = NoGrad::new();
+            model.embed(&id_tensor(ids, device)?)
+        };
+        let lesson = &self.lesson;
+        let mut pieces = vec![embed(&lesson.preamble)?];
+        let mut tokens = lesson.preamble.len();
+        let mut blocks = Vec::with_capacity(lesson.documents.len());
+        for document in &lesson.documents {
+            let start = pieces.len();
+            if let Some(soft) = soft {
+                pieces.push(soft.header.f_to_kind(model.kind())?);
+            }
+            pieces.push(embed(document)?);
+            if let Some(soft) = soft {
+                pieces.push(soft.trailer.f_to_kind(model.kind())?);
+            }
+            let mut length = 0;
+            for piece in pieces.get(start..).unwrap_or_default() {
+                length += usize::try_from(piece.size2()?.0).unwrap_or(0);
+            }
+            blocks.push((tokens, length));
+            tokens += length;
+        }
+        // The answer's last token is only ever an answer, never read.
+        let read = self.answer.split_last().map_or(&[][..], |(_, read)| read);
+        let rest = [&lesson.prompt[..], read].concat();
+        pieces.push(embed(&rest)?);
+        let first = tokens + lesson.prompt.len() - 1;
+        let embeddings = Tensor::f_cat(&pieces, 0)?.f_unsqueeze(0)?;
+        let mut pass = Pass::new().with_mask(Mask::Blocks(blocks));
+        let hidden = model.forward_embeddings(&embeddings, &mut pass)?;
+        let hidden = hidden.f_select(0, 0)?;
+        model.logits(&hidden.f_narrow(0, int(first), int(self.answer.len()))?)
+    }
+}
+
+/// KL(p ‖ q) of each row, f32 `[rows]`, from logits f32 `[rows, V]`.
+fn divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
+    let p = teacher.f_log_softmax(-1, Kind::Float)?;
+    let q = student.f_log_softmax(-1, Kind::Float)?;
+    let terms = p.f_exp()?.f_mul(&p.f_sub(&q)?)?;
+    Ok(terms.f_sum_dim_intlist([-1_i64].as_slice(), false, Kind::Float)?)
+}

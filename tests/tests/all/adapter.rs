@@ -1,0 +1,232 @@
+//! Adapters on tiny models: what training computes is what serving computes, gradients reach the
+//! soft tokens and nothing else, and a training that was kept goes on as if it had never stopped.
+
+use crate::tiny;
+use addenda_model::adapter::{Description, Lesson, MAX_FILE_BYTES, Schedule, Taught, Trainer, teach};
+use addenda_model::{Adapter, Architecture, Input, Transformer};
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+const BASE: [u8; 32] = [7; 32];
+
+fn ids(count: usize, salt: usize) -> Vec<u32> {
+    (0..count)
+        .map(|i| ((i * i * 5 + i * 11 + salt * 29 + 3) % 97) as u32)
+        .collect()
+}
+
+fn lesson(salt: usize) -> Lesson {
+    Lesson {
+        preamble: ids(5, salt),
+        documents: vec![ids(9, salt + 1), ids(17, salt + 2), ids(4, salt + 3)],
+        prompt: ids(6, salt + 4),
+    }
+}
+
+fn taught(model: &Transformer, salt: usize) -> Taught {
+    teach(model, lesson(salt), 6, |id| id == 2).unwrap()
+}
+
+fn adapter(model: &Transformer, seed: u64) -> Adapter {
+    Adapter::random(model, (3, 2), seed, BASE, "tiny".to_owned()).unwrap()
+}
+
+fn llama() -> Transformer {
+    tiny::model(tiny::config(Architecture::Llama), 21, Kind::Float)
+}
+
+/// The same context as a student's, by the way that serves: packets attached, the rest computed.
+fn serve(model: &Transformer, taught: &Taught, adapter: Option<&Adapter>) -> Tensor {
+    let mut kv = model.new_kv().unwrap();
+    let compute = |kv: &mut _, ids: &[u32]| model.forward(Input::Ids(ids), kv).unwrap();
+    let _ = compute(&mut kv, &taught.lesson.preamble);
+    for document in &taught.lesson.documents {
+        let mut alone = model.new_kv().unwrap();
+        match adapter {
+            None => drop(compute(&mut alone, document)),
+            Some(adapter) => {
+                let all = adapter.wrapped_tokens(document.len());
+                for start in (0..all).step_by(7) {
+                    let part = start..all.min(start + 7);
+                    let part = adapter.wrap_part(model, document, part).unwrap();
+                    drop(model.forward(Input::Embeddings(&part), &mut alone).unwrap());
+                }
+            }
+        }
+        kv.attach(Rc::new(alone.into_packet().unwrap())).unwrap();
+    }
+    let read = &taught.answer[..taught.answer.len() - 1];
+    let rest = [&taught.lesson.prompt[..], read].concat();
+    let hidden = compute(&mut kv, &rest);
+    let first = taught.lesson.prompt.len() as i64 - 1;
+    let hidden = hidden.narrow(0, first, taught.answer.len() as i64);
+    model.logits(&hidden).unwrap()
+}
+
+#[test]
+fn a_wrapped_packet_is_read_as_the_student_was_trained_for_every_architecture() {
+    for architecture in Architecture::ALL {
+        let model = tiny::model(tiny::config(architecture), 20, Kind::Float);
+        let adapter = adapter(&model, 1);
+        let taught = taught(&model, 3);
+        for adapter in [None, Some(&adapter)] {
+            let served = serve(&model, &taught, adapter);
+            let student = taught.student_logits(&model, adapter).unwrap();
+            let difference = (served - student).abs().max().double_value(&[]);
+            assert!(
+                difference < 1e-3,
+                "{architecture}, wrapped {}: {difference}",
+                adapter.is_some()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_teacher_is_the_models_own_greedy_answer_under_full_attention() {
+    let model = llama();
+    let taught = taught(&model, 5);
+    let mut all = taught.lesson.preamble.clone();
+    all.extend(taught.lesson.documents.iter().flatten());
+    all.extend(&taught.lesson.prompt);
+    let start = all.len() as i64 - 1;
+    all.extend(&taught.answer);
+    let mut kv = model.new_kv().unwrap();
+    let hidden = model.forward(Input::Ids(&all), &mut kv).unwrap();
+    let hidden = hidden.narrow(0, start, taught.answer.len() as i64);
+    let likeliest = model.logits(&hidden).unwrap().argmax(-1, false);
+    let likeliest = Vec::<i64>::try_from(likeliest).unwrap();
+    let answer: Vec<i64> = taught.answer.iter().map(|&id| i64::from(id)).collect();
+    assert_eq!(likeliest, answer);
+    let bytes = taught.answer_bytes().unwrap();
+    let kept = Taught::from_answer_bytes(lesson(5), &bytes, &model).unwrap();
+    assert_eq!(kept.answer, taught.answer);
+    assert_eq!(kept.hidden(), taught.hidden());
+    let measured = taught.measure(&model, None).unwrap();
+    assert_eq!(measured, kept.measure(&model, None).unwrap());
+    assert!(measured.mean_kl() > 0.0 && measured.tokens == taught.answer.len() as u64);
+}
+
+fn train(trainer: &mut Trainer, model: &Transformer, lessons: &[Taught], updates: usize) -> f64 {
+    let mut loss = 0.0;
+    for _ in 0..updates {
+        loss = 0.0;
+        for lesson in lessons {
+            loss += trainer.study(model, lesson).unwrap() / lessons.len() as f64;
+        }
+        trainer.update().unwrap();
+    }
+    loss
+}
+
+const SCHEDULE: Schedule = Schedule {
+    updates: 120,
+    learning_rate: 0.05,
+};
+
+#[test]
+fn training_moves_the_soft_tokens_and_nothing_else_and_the_loss_falls() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let model = tiny::model(tiny::config(Architecture::Gemma3), 22, kind);
+        let before = model.embeddings().copy();
+        let lessons = [taught(&model, 1), taught(&model, 8)];
+        let start = adapter(&model, 4);
+        let mut trainer = Trainer::new(start.clone(), SCHEDULE, &model).unwrap();
+        let first = train(&mut trainer, &model, &lessons, 1);
+        let last = train(&mut trainer, &model, &lessons, 119);
+        assert!(last < first / 2.0, "{kind:?}: {first} to {last}");
+        let learned = trainer.adapter().unwrap();
+        assert_ne!(learned.digest().unwrap(), start.digest().unwrap());
+        assert_eq!(learned.header().kind(), Kind::Float);
+        assert!(!model.embeddings().requires_grad() && !model.embeddings().grad().defined());
+        assert_eq!(model.embeddings(), &before);
+        let measured = |adapter: &Adapter| {
+            let all = lessons
+                .iter()
+                .map(|one| one.measure(&model, Some(adapter)).unwrap());
+            all.fold(Default::default(), addenda_model::adapter::Measured::plus)
+        };
+        assert!(measured(&learned).mean_kl() < measured(&start).mean_kl() / 2.0);
+    }
+}
+
+#[test]
+fn a_training_that_was_kept_goes_on_as_if_it_had_never_stopped() {
+    let model = llama();
+    let lessons = [taught(&model, 1), taught(&model, 8)];
+    let begin = || Trainer::new(adapter(&model, 4), SCHEDULE, &model).unwrap();
+    let mut whole = begin();
+    let _ = train(&mut whole, &model, &lessons, 9);
+    let mut first = begin();
+    let _ = train(&mut first, &model, &lessons, 4);
+    assert!(first.validated(0.5).unwrap() && !first.validated(0.6).unwrap());
+    let bytes = first.to_bytes("4 of 9").unwrap();
+    drop(first);
+    let origin = adapter(&model, 99);
+    let (mut second, notes) = Trainer::from_bytes(&bytes, origin, SCHEDULE, &model).unwrap();
+    assert_eq!((notes.as_str(), second.updates()), ("4 of 9", 4));
+    let _ = train(&mut second, &model, &lessons, 5);
+    let digest = |trainer: &Trainer| trainer.adapter().unwrap().digest().unwrap();
+    assert_eq!(digest(&second), digest(&whole));
+    let (best, kl) = second.best().unwrap();
+    assert_eq!(kl, Some(0.5));
+    assert_ne!(best.digest().unwrap(), digest(&whole));
+    let other = Adapter::random(&model, (3, 2), 1, [8; 32], "tiny".to_owned()).unwrap();
+    assert!(Trainer::from_bytes(&bytes, other, SCHEDULE, &model).is_err());
+}
+
+#[test]
+fn an_adapters_file_gives_back_what_went_in_and_damage_is_refused() {
+    let model = llama();
+    let record = r#"{"seed":4}"#.to_owned();
+    let made = adapter(&model, 4).named("ward-3".to_owned(), record.clone());
+    let bytes = made.to_bytes().unwrap();
+    let read = Adapter::from_bytes(&bytes).unwrap();
+    assert_eq!(read.digest().unwrap(), made.digest().unwrap());
+    let described = Description::read(&bytes).unwrap();
+    assert_eq!(described.digest, made.digest().unwrap());
+    assert_eq!((read.name(), read.training()), ("ward-3", record.as_str()));
+    assert_eq!((read.base(), read.width()), (BASE, 32));
+    assert_eq!((read.header_tokens(), read.trailer_tokens()), (3, 2));
+    for cut in [0, 7, bytes.len() / 2, bytes.len() - 1] {
+        assert!(Adapter::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+    assert!(Adapter::from_bytes(&vec![0; MAX_FILE_BYTES + 1]).is_err());
+    let soft =
+        |rows: i64, width: i64| Tensor::zeros([rows, width], (Kind::Float, tch::Device::Cpu));
+    let new = |header: &Tensor, trailer: &Tensor| {
+        Adapter::new(header, trailer, BASE, "x".to_owned(), String::new())
+    };
+    assert!(
+        new(&soft(65, 32), &soft(1, 32)).is_err(),
+        "too many soft tokens"
+    );
+    assert!(new(&soft(1, 32), &soft(1, 31)).is_err(), "two widths");
+    let error = new(&(soft(1, 32) + f64::NAN), &soft(1, 32)).unwrap_err();
+    assert!(error.to_string().contains("finite"), "{error}");
+    let nameless = adapter(&model, 4).named("../x".to_owned(), record);
+    assert!(Adapter::from_bytes(&nameless.to_bytes().unwrap()).is_err());
+}
+
+#[test]
+fn the_first_soft_tokens_are_noise_like_the_embeddings_and_by_their_seed() {
+    let model = tiny::model(tiny::config(Architecture::Gemma3), 23, Kind::Float);
+    let make = |seed| Adapter::random(&model, (64, 64), seed, BASE, "a".to_owned()).unwrap();
+    let scale = model.config().embedding_scale;
+    let (wanted, found) = (model.embeddings() * scale, make(1));
+    let deviation = |t: &Tensor| t.std(true).double_value(&[]);
+    let ratio = deviation(found.header()) / deviation(&wanted);
+    assert!((ratio - 1.0).abs() < 0.1, "{ratio}");
+    assert_eq!(make(1).digest().unwrap(), found.digest().unwrap());
+    assert_ne!(make(2).digest().unwrap(), found.digest().unwrap());
+    let narrow = Adapter::random(&llama(), (2, 2), 1, BASE, "b".to_owned()).unwrap();
+    assert!(narrow.wrap(&model, &ids(4, 1)).is_ok(), "both are 32 wide");
+    assert!(
+        narrow.wrap(&model, &[97]).is_err(),
+        "an id outside of the vocabulary"
+    );
+    assert!(
+        narrow.wrap_part(&model, &ids(4, 1), 3..9).is_err(),
+        "beyond the end"
+    );
+}
