@@ -10,9 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use addenda_proto::addenda::v1::adapters_client::AdaptersClient;
-use addenda_proto::addenda::v1::admin_client::AdminClient;
 use addenda_proto::addenda::v1::generate_response::Event;
 use addenda_proto::addenda::v1::generation_client::GenerationClient;
+use addenda_proto::addenda::v1::jobs_client::JobsClient;
 use addenda_proto::addenda::v1::packets_client::PacketsClient;
 use addenda_proto::addenda::v1::{GenerateRequest, Summary};
 use tonic::transport::{Channel, Endpoint};
@@ -80,11 +80,11 @@ impl Daemon {
     }
 
     pub(crate) fn adapters(&self) -> AdaptersClient<Channel> {
-        AdaptersClient::new(self.channel.clone())
+        AdaptersClient::new(self.channel.clone()).max_encoding_message_size(16 << 20)
     }
 
-    pub(crate) fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.channel.clone())
+    pub(crate) fn jobs(&self) -> JobsClient<Channel> {
+        JobsClient::new(self.channel.clone())
     }
 
     pub(crate) fn packets(&self) -> PacketsClient<Channel> {

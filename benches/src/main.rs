@@ -7,6 +7,7 @@
 mod daemon;
 mod error;
 mod prefill;
+mod quality;
 mod text;
 mod ttft;
 
@@ -25,6 +26,8 @@ struct Arguments {
 enum What {
     /// Time to the first token from packets against full prefill, over gRPC, in a fresh daemon.
     Ttft(ttft::Arguments),
+    /// Each mode's answers beside full prefill's, on held-out questions about documents.
+    Quality(quality::Arguments),
     /// Tokens a second of full prefill and of decoding, without a daemon.
     Prefill(prefill::Arguments),
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     addenda::process::start_over_prepared();
     let line = match arguments.what {
         What::Ttft(arguments) => ttft::run(&arguments),
+        What::Quality(arguments) => quality::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
     };
     match line {
