@@ -4,6 +4,8 @@
 //! is the engine's, bytes are the store's. Invariant: a packet that was made under other weights is
 //! never handed out; its tokens are, and they suffice to compute it anew.
 
+pub(crate) mod joint;
+
 use std::sync::Arc;
 
 use addenda_cache::{Manifest, PacketId};

@@ -48,6 +48,14 @@ pub(crate) const STALE_RETRIES: usize = 4;
 pub(crate) const DRAIN: Duration = Duration::from_secs(20);
 /// Bytes of packets that the engine keeps mapped beside those in use.
 pub(crate) const MAPPED_BYTES: u64 = 2 << 30;
+/// Bytes of KV that the engine keeps of the beginnings of contexts.
+pub(crate) const PREFIX_BYTES: usize = 512 << 20;
+/// Tokens of each document that a linked context computes at most.
+pub(crate) const LINK_TOKENS: u32 = 65_536;
+/// The same where the caller does not say.
+pub(crate) const DEFAULT_LINK_TOKENS: u32 = 32;
+/// Share of the documents' tokens that a blended context computes where the caller does not say.
+pub(crate) const DEFAULT_BLEND_SHARE: f32 = 0.15;
 /// Ledger entries that a watcher reads at once.
 pub(crate) const LEDGER_BATCH: usize = 256;
 /// How long requests that were ended may take to tell their clients.

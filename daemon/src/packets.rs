@@ -85,6 +85,13 @@ impl Packets {
         Self { store, identity }
     }
 
+    /// The same, with packets that are kept as they were computed.
+    pub(crate) fn uncoded(&self) -> Self {
+        let mut packets = self.clone();
+        packets.identity.codec = Codec::None;
+        packets
+    }
+
     /// How the bytes of new packets are to be made.
     pub(crate) fn codec(&self) -> Codec {
         self.identity.codec

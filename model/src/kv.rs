@@ -50,19 +50,34 @@ impl SequenceKv {
     /// # Errors
     /// libtorch's.
     pub fn new(config: &ModelConfig, kind: Kind, device: Device) -> Result<Self> {
-        let shape = [int(config.num_kv_heads), 0, int(config.head_dim)];
-        let layers = (0..config.num_layers)
-            .map(|_| Tail::new(shape, kind, device))
+        let shape = PacketShape {
+            layers: config.num_layers,
+            kv_heads: config.num_kv_heads,
+            tokens: 0,
+            head_dim: config.head_dim,
+            kind,
+        };
+        Self::of_shape(shape, config.context, device)
+    }
+
+    /// An empty context of at most `context` tokens that reads packets of `shape`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn of_shape(shape: PacketShape, context: usize, device: Device) -> Result<Self> {
+        let empty = [int(shape.kv_heads), 0, int(shape.head_dim)];
+        let layers = (0..shape.layers)
+            .map(|_| Tail::new(empty, shape.kind, device))
             .collect::<Result<_>>()?;
         Ok(Self {
             layers,
             spans: Vec::new(),
             tail_tokens: 0,
             tokens: 0,
-            context: config.context,
-            kv_heads: config.num_kv_heads,
-            head_dim: config.head_dim,
-            kind,
+            context,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            kind: shape.kind,
             device,
         })
     }
@@ -91,6 +106,14 @@ impl SequenceKv {
         let size = element_size(self.kind).unwrap_or(0);
         let elements: usize = self.layers.iter().map(Tail::elements).sum();
         elements * size
+    }
+
+    /// Bytes that `tokens` take as a packet.
+    ///
+    /// # Errors
+    /// More than can be counted.
+    pub fn bytes_of(&self, tokens: usize) -> Result<usize> {
+        self.shape_of(tokens).bytes()
     }
 
     /// Places a packet at the end of the context. Nothing is copied or computed.

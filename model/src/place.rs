@@ -13,13 +13,14 @@ use std::ops::Range;
 use tch::Tensor;
 
 impl Transformer {
-    /// Places a packet at the end of the context as a copy of its own.
+    /// Places the first `tokens` of a packet at the end of the context as a copy of its own.
     ///
     /// # Errors
-    /// The packet is of another model or dtype, the context would grow too long, or libtorch's.
-    pub fn attach_copy(&self, packet: &PacketKv, kv: &mut SequenceKv) -> Result<()> {
+    /// The packet is of another model or dtype or has fewer tokens, the context would grow too
+    /// long, or libtorch's.
+    pub fn attach_copy(&self, packet: &PacketKv, tokens: usize, kv: &mut SequenceKv) -> Result<()> {
         let _guard = NoGrad::new();
-        let (tokens, at) = (packet.shape().tokens, kv.len());
+        let at = kv.len();
         kv.check_packet(packet.shape(), &(0..tokens))?;
         kv.check_room(tokens)?;
         for layer in 0..self.blocks.len() {

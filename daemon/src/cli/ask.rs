@@ -30,6 +30,20 @@ pub(crate) struct AskArgs {
     /// How the documents are used
     #[arg(long, value_enum, default_value_t = ModeArg::Auto)]
     mode: ModeArg,
+    /// With --mode link: tokens of each document that are computed [default: 32]
+    #[arg(long, value_name = "K")]
+    link_tokens: Option<u32>,
+    /// With --mode blend: share of the documents' tokens that is computed, 0 to 1 [default: 0.15]
+    #[arg(long, value_name = "R")]
+    blend_share: Option<f32>,
+    /// With --mode auto: the least certified agreement with full prefill, 0 to 1 [default: the daemon's]
+    #[arg(
+        long,
+        value_name = "A",
+        default_value_t = 0.0,
+        hide_default_value = true
+    )]
+    min_agreement: f32,
     /// Continue the text as it stands instead of answering it as a chat turn
     #[arg(long)]
     raw: bool,
@@ -80,6 +94,12 @@ pub(crate) enum ModeArg {
     Full,
     /// Take the documents from packets; approximate
     Packet,
+    /// Take them from packets, but compute the first tokens of each; approximate
+    Link,
+    /// Take them from packets, but compute the tokens that deviate most; approximate
+    Blend,
+    /// Take them from one packet of all of them in this order, made at the first question; exact
+    Preload,
 }
 
 impl ModeArg {
@@ -88,6 +108,9 @@ impl ModeArg {
             Self::Auto => wire::Mode::Auto,
             Self::Full => wire::Mode::Full,
             Self::Packet => wire::Mode::Packet,
+            Self::Link => wire::Mode::Link,
+            Self::Blend => wire::Mode::Blend,
+            Self::Preload => wire::Mode::Preload,
         }
     }
 }
@@ -137,6 +160,9 @@ impl AskArgs {
             max_tokens: self.sampling.max_tokens,
             stop: self.sampling.stop,
             namespace: self.namespace,
+            link_tokens: self.link_tokens,
+            blend_share: self.blend_share,
+            min_agreement: self.min_agreement,
             ..wire::GenerateRequest::default()
         })
     }
@@ -216,6 +242,10 @@ pub(crate) fn how_made(summary: &wire::Summary) -> String {
             grouped(summary.computed_tokens.into()),
             grouped(summary.generated_tokens.into())
         ),
+        match summary.prefix_tokens {
+            0 => String::new(),
+            kept => format!("{} kept from an earlier request", grouped(kept.into())),
+        },
         format!("first token after {:.0} ms", summary.ttft_ms),
         format!("revision {}", short(&summary.revision)),
         count(summary.active_facts.into(), "fact"),
@@ -228,6 +258,7 @@ pub(crate) fn how_made(summary: &wire::Summary) -> String {
     if !summary.mode_reason.is_empty() {
         parts.push(summary.mode_reason.clone());
     }
+    parts.retain(|part| !part.is_empty());
     parts.join(" · ")
 }
 

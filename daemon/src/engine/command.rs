@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use addenda_editor::{Added, Editor, Fact, FactId, FactRecord, Figures};
-use addenda_model::{Codec, SamplingParams, Transformer};
+use addenda_model::{Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
@@ -72,6 +72,51 @@ pub(crate) enum Segment {
     Tokens(Vec<u32>),
     /// KV that is there already.
     Packet(PacketSource),
+    /// The same of the packet's tokens from this one on; those before it have been computed.
+    Rest(PacketSource, usize),
+    /// Documents whose KV is there, but for the tokens that deviate most.
+    Blend(Blend),
+}
+
+/// Documents of whose tokens a share is computed.
+#[derive(Debug, Clone)]
+pub(crate) struct Blend {
+    /// Each with its token ids, in order; the packets are without soft tokens.
+    pub(crate) documents: Vec<(Vec<u32>, PacketSource)>,
+    /// From 0 to 1.
+    pub(crate) share: f64,
+}
+
+impl Segment {
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Tokens(ids) => ids.len(),
+            Self::Packet(packet) => packet.tokens(),
+            Self::Rest(packet, from) => packet.tokens().saturating_sub(*from),
+            Self::Blend(blend) => blend.documents.iter().map(|(ids, _)| ids.len()).sum(),
+        }
+    }
+
+    /// Tokens whose KV is read from packets.
+    pub(crate) fn packet_tokens(&self) -> usize {
+        match self {
+            Self::Tokens(_) => 0,
+            Self::Packet(_) | Self::Rest(..) => self.tokens(),
+            Self::Blend(blend) => {
+                let computed = Blending::computed(self.tokens(), blend.share);
+                self.tokens() - computed.unwrap_or(0)
+            }
+        }
+    }
+
+    /// The packets that it reads.
+    pub(crate) fn packets(&self) -> Vec<&PacketSource> {
+        match self {
+            Self::Tokens(_) => Vec::new(),
+            Self::Packet(packet) | Self::Rest(packet, _) => vec![packet],
+            Self::Blend(blend) => blend.documents.iter().map(|(_, packet)| packet).collect(),
+        }
+    }
 }
 
 /// A context: at least one token to compute at its end.
@@ -80,25 +125,20 @@ pub(crate) struct Prompt {
     pub(crate) segments: Vec<Segment>,
     /// All token ids, those of packets included, in order.
     pub(crate) ids: Vec<u32>,
+    /// The namespace within which the KV of its beginning is kept for others, and taken from them;
+    /// none: everything is computed, and nothing is kept.
+    pub(crate) shared_in: Option<String>,
 }
 
 impl Prompt {
     /// Tokens of the context, soft ones included.
     pub(crate) fn tokens(&self) -> usize {
-        let tokens = |segment: &Segment| match segment {
-            Segment::Tokens(ids) => ids.len(),
-            Segment::Packet(packet) => packet.tokens(),
-        };
-        self.segments.iter().map(tokens).sum()
+        self.segments.iter().map(Segment::tokens).sum()
     }
 
     /// Tokens that come from packets.
     pub(crate) fn packet_tokens(&self) -> usize {
-        let tokens = |segment: &Segment| match segment {
-            Segment::Tokens(_) => 0,
-            Segment::Packet(packet) => packet.tokens(),
-        };
-        self.segments.iter().map(tokens).sum()
+        self.segments.iter().map(Segment::packet_tokens).sum()
     }
 }
 
@@ -145,6 +185,8 @@ pub(crate) enum Finish {
 pub(crate) struct Finished {
     pub(crate) finish: Finish,
     pub(crate) generated: usize,
+    /// Tokens of the prompt whose KV was kept from an earlier request.
+    pub(crate) prefix_tokens: usize,
     pub(crate) ttft: Duration,
     pub(crate) total: Duration,
     pub(crate) under: Under,

@@ -160,12 +160,18 @@ impl Generating {
     }
 
     /// Sends the last event.
-    pub(crate) fn end(self, ticket: &Ticket, under: Under, result: Result<Finish>) {
+    pub(crate) fn end(
+        self,
+        ticket: &Ticket,
+        (under, prefix_tokens): (Under, usize),
+        result: Result<Finish>,
+    ) {
         let event = result.map(|finish| {
             let first_at = self.first_at.unwrap_or_else(Instant::now);
             Event::Finished(Finished {
                 finish,
                 generated: self.generated,
+                prefix_tokens,
                 ttft: first_at.duration_since(ticket.received),
                 total: ticket.received.elapsed(),
                 under,

@@ -10,6 +10,7 @@ pub(crate) mod edit;
 pub(crate) mod generate;
 pub(crate) mod load;
 pub(crate) mod prefill;
+pub(crate) mod prefix;
 pub(crate) mod queue;
 pub(crate) mod scheduler;
 pub(crate) mod score;

@@ -1,20 +1,29 @@
 //! The prompt pass of one sequence, a chunk at a time.
 //!
 //! Owns how far a prompt has come. Packets are attached whole and cost nothing; tokens are computed
-//! in chunks, so that others get their turn. Never samples.
+//! in chunks, so that others get their turn, and so are the documents that are blended. Never samples.
 
-use addenda_model::{Input, SequenceKv, Transformer};
+use addenda_model::{Blending, Input, SequenceKv, Transformer};
 use tch::Tensor;
 
-use crate::engine::command::{Prompt, Segment};
+use crate::digest::Digest;
+use crate::engine::command::{Blend, Prompt, Segment};
+use crate::engine::prefix::Prefixes;
 use crate::error::{Error, Result};
 use crate::packets::Shelf;
+
+/// A kept beginning of so many tokens is copied; a longer one is read where it lies.
+const COPIED_TOKENS: usize = 256;
 
 /// A prompt on its way into a context.
 pub(crate) struct Prefill {
     prompt: Prompt,
     segment: usize,
     token: usize,
+    /// The documents of this segment, if they are being blended.
+    blending: Option<Blending>,
+    /// Tokens whose KV was kept from an earlier request; none until that was looked for.
+    reused: Option<usize>,
 }
 
 impl Prefill {
@@ -23,6 +32,8 @@ impl Prefill {
             prompt,
             segment: 0,
             token: 0,
+            blending: None,
+            reused: None,
         }
     }
 
@@ -30,14 +41,77 @@ impl Prefill {
         &self.prompt
     }
 
+    /// Tokens whose KV was kept from an earlier request.
+    pub(crate) fn reused(&self) -> usize {
+        self.reused.unwrap_or(0)
+    }
+
     /// Begins again, for an empty context.
     pub(crate) fn restart(&mut self) {
         self.segment = 0;
         self.token = 0;
+        self.blending = None;
+        self.reused = None;
     }
 
-    /// Attaches packets up to the next tokens and computes at most `chunk` of those. Gives the
-    /// hidden state `[d]` of the prompt's last token once that is computed.
+    /// Takes what is kept of the prompt's beginning into a context that is empty yet.
+    ///
+    /// # Errors
+    /// The model's.
+    pub(crate) fn begin(
+        &mut self,
+        model: &Transformer,
+        prefixes: &mut Prefixes,
+        revision: Digest,
+        kv: &mut SequenceKv,
+    ) -> Result<()> {
+        if self.reused.is_some() {
+            return Ok(());
+        }
+        self.reused = Some(0);
+        let (Some(Segment::Tokens(ids)), Some(namespace)) =
+            (self.prompt.segments.first(), &self.prompt.shared_in)
+        else {
+            return Ok(());
+        };
+        // The prompt's last token is computed in any case: what follows it is wanted.
+        let last = self.prompt.segments.len() == 1;
+        let most = ids.len() - usize::from(last && !ids.is_empty());
+        let ids = ids.get(..most).unwrap_or_default();
+        let Some((kept, tokens)) = prefixes.find(namespace, revision, ids) else {
+            return Ok(());
+        };
+        if tokens <= COPIED_TOKENS {
+            model.attach_copy(&kept, tokens, kv)?;
+        } else {
+            kv.attach_part(kept, 0..tokens)?;
+        }
+        self.token = tokens;
+        self.reused = Some(tokens);
+        Ok(())
+    }
+
+    /// Keeps the KV of the prompt's beginning, up to the first packet, for others.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn keep(
+        &self,
+        prefixes: &mut Prefixes,
+        revision: Digest,
+        kv: &SequenceKv,
+    ) -> Result<()> {
+        match (self.prompt.segments.first(), &self.prompt.shared_in) {
+            (Some(Segment::Tokens(ids)), Some(namespace)) => {
+                prefixes.keep(namespace, revision, ids, kv)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Attaches packets up to the next tokens and computes at most `chunk` of those, or as much of
+    /// documents that are blended. Gives the hidden state `[d]` of the prompt's last token once that
+    /// is computed.
     ///
     /// # Errors
     /// The model's, or a prompt that does not end in tokens.
@@ -50,12 +124,28 @@ impl Prefill {
     ) -> Result<Option<Tensor>> {
         while let Some(segment) = self.prompt.segments.get(self.segment) {
             let ids = match segment {
+                Segment::Tokens(ids) => ids.get(self.token..).unwrap_or_default(),
                 Segment::Packet(packet) => {
                     kv.attach(shelf.open(packet)?)?;
                     self.segment += 1;
                     continue;
                 }
-                Segment::Tokens(ids) => ids.get(self.token..).unwrap_or_default(),
+                Segment::Rest(packet, from) => {
+                    kv.attach_part(shelf.open(packet)?, *from..packet.tokens())?;
+                    self.segment += 1;
+                    continue;
+                }
+                Segment::Blend(blend) => {
+                    let blending = match &mut self.blending {
+                        Some(blending) => blending,
+                        none => none.insert(opened(blend, shelf)?),
+                    };
+                    if blending.step(model, kv, chunk)? {
+                        self.blending = None;
+                        self.segment += 1;
+                    }
+                    return Ok(None);
+                }
             };
             if ids.is_empty() {
                 self.segment += 1;
@@ -77,4 +167,12 @@ impl Prefill {
             "has no tokens of its own after the documents",
         ))
     }
+}
+
+/// Documents to be blended, their packets open.
+fn opened(blend: &Blend, shelf: &mut Shelf) -> Result<Blending> {
+    let documents = blend.documents.iter();
+    let documents = documents.map(|(ids, packet)| Ok((ids.clone(), shelf.open(packet)?)));
+    let documents = documents.collect::<Result<_>>()?;
+    Ok(Blending::new(documents, blend.share)?)
 }

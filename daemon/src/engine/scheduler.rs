@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::batch::Round;
 use crate::engine::build::Building;
 use crate::engine::command::{Command, Ticket, Under, View, Waiting};
+use crate::engine::prefix::Prefixes;
 use crate::engine::queue::Queue;
 use crate::engine::sequence::{Sequence, Stage};
 use crate::engine::{EngineState, Health};
@@ -33,6 +34,7 @@ pub(crate) struct Floor {
     pub(crate) queue: Arc<Queue<Waiting>>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) shelf: Shelf,
+    prefixes: Prefixes,
     pub(crate) state: watch::Sender<EngineState>,
     /// Cancelled when those that run may run no longer.
     pub(crate) abort: CancellationToken,
@@ -62,6 +64,7 @@ impl Floor {
             queue,
             tokenizer,
             shelf,
+            prefixes: Prefixes::new(limits::PREFIX_BYTES),
             state,
             abort,
             chunk,
@@ -232,6 +235,7 @@ impl Floor {
             model,
             tokenizer: &self.tokenizer,
             shelf: &mut self.shelf,
+            prefixes: &mut self.prefixes,
             chunk: round.chunk(self.chunk, self.beside_edit),
         };
         let mut ended = Vec::new();
@@ -250,7 +254,12 @@ impl Floor {
         // From the back, so that the places before stay right.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
         for (place, result) in ended {
-            self.sequences.remove(place).end(result);
+            let sequence = self.sequences.remove(place);
+            if result.is_ok() {
+                // A failure here costs the next request time, and this one nothing.
+                drop(guard(|| sequence.keep(&mut self.prefixes)));
+            }
+            sequence.end(result);
         }
     }
 

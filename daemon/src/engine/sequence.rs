@@ -9,6 +9,7 @@ use addenda_model::{SequenceKv, Tokenizer, Transformer};
 use crate::engine::command::{Command, Finish, Segment, Ticket, Under, Waiting};
 use crate::engine::generate::Generating;
 use crate::engine::prefill::Prefill;
+use crate::engine::prefix::Prefixes;
 use crate::engine::score::Scoring;
 use crate::engine::trace::Tracing;
 use crate::error::{Error, Result};
@@ -19,6 +20,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) model: &'a Transformer,
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) shelf: &'a mut Shelf,
+    pub(crate) prefixes: &'a mut Prefixes,
     /// Tokens that a prefill step computes at most.
     pub(crate) chunk: usize,
 }
@@ -84,19 +86,17 @@ impl Sequence {
                 return None;
             }
         };
-        let stale = prompt.segments.iter().any(|segment| match segment {
-            Segment::Packet(packet) => packet.origin().revision != under.revision,
-            Segment::Tokens(_) => false,
-        });
+        let mut packets = prompt.segments.iter().flat_map(Segment::packets);
+        let stale = packets.any(|packet| packet.origin().revision != under.revision);
         let prefill = Prefill::new(prompt);
         let kv = match model.new_kv() {
             Ok(kv) if !stale => kv,
             Ok(_) => {
-                task.end(&ticket, under, Err(Error::Stale));
+                task.end(&ticket, (under, 0), Err(Error::Stale));
                 return None;
             }
             Err(error) => {
-                task.end(&ticket, under, Err(error.into()));
+                task.end(&ticket, (under, 0), Err(error.into()));
                 return None;
             }
         };
@@ -143,9 +143,9 @@ impl Sequence {
     pub(crate) fn step(&mut self, stage: &mut Stage<'_>) -> Result<Option<Outcome>> {
         let (model, tokenizer) = (stage.model, stage.tokenizer);
         if self.phase() == Phase::Prefill {
-            let hidden = self
-                .prefill
-                .step(model, stage.shelf, &mut self.kv, stage.chunk)?;
+            let (kv, revision) = (&mut self.kv, self.under.revision);
+            self.prefill.begin(model, stage.prefixes, revision, kv)?;
+            let hidden = self.prefill.step(model, stage.shelf, kv, stage.chunk)?;
             return match (hidden, &mut self.task) {
                 (None, _) => Ok(None),
                 (Some(hidden), Task::Generate(generating)) => {
@@ -193,7 +193,8 @@ impl Sequence {
             self.under.changed = true;
             return Ok(());
         }
-        if self.prefill.prompt().packet_tokens() > 0 {
+        let mut segments = self.prefill.prompt().segments.iter();
+        if segments.any(|segment| !segment.packets().is_empty()) {
             return Err(Error::Stale);
         }
         self.kv = model.new_kv()?;
@@ -207,21 +208,33 @@ impl Sequence {
         Ok(())
     }
 
+    /// Keeps what others may begin with; to be called once the prompt is computed.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn keep(&self, prefixes: &mut Prefixes) -> Result<()> {
+        if self.under.changed {
+            return Ok(());
+        }
+        self.prefill.keep(prefixes, self.under.revision, &self.kv)
+    }
+
     /// Answers for the last time and frees the context.
     pub(crate) fn end(self, result: Result<Outcome>) {
-        self.task.end(&self.ticket, self.under, result);
+        let reused = self.prefill.reused();
+        self.task.end(&self.ticket, (self.under, reused), result);
     }
 }
 
 impl Task {
-    fn end(self, ticket: &Ticket, under: Under, result: Result<Outcome>) {
+    fn end(self, ticket: &Ticket, (under, reused): (Under, usize), result: Result<Outcome>) {
         match self {
             Self::Generate(generating) => {
                 let finish = result.map(|outcome| match outcome {
                     Outcome::Generated(finish) => finish,
                     Outcome::Scored | Outcome::Traced => Finish::End,
                 });
-                generating.end(ticket, under, finish);
+                generating.end(ticket, (under, reused), finish);
             }
             Self::Score(scoring) => scoring.end(under, result.map(|_| ())),
             Self::Trace(tracing) => tracing.end(under, result.map(|_| ())),

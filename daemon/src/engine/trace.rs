@@ -78,7 +78,9 @@ impl Tracing {
             Follow::Greedy(_) => self.ids.last().copied().into_iter().collect(),
             Follow::Given(ids) => {
                 let end = ids.len().saturating_sub(1);
-                ids.get(self.ids.len() - 1..end).unwrap_or_default().to_vec()
+                ids.get(self.ids.len() - 1..end)
+                    .unwrap_or_default()
+                    .to_vec()
             }
         };
         let hidden = model.forward(Input::Ids(&next), kv)?;
@@ -101,7 +103,8 @@ impl Tracing {
                 return Ok(());
             };
             self.ids.push(id);
-            self.logprobs.push(Vec::<f32>::try_from(&rows.f_select(0, row)?)?);
+            self.logprobs
+                .push(Vec::<f32>::try_from(&rows.f_select(0, row)?)?);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::digest::Digest;
 use crate::documents::blocking;
 use crate::grpc::status::status;
-use crate::grpc::{Daemon, Serving};
+use crate::grpc::{Daemon, Serving, mode};
 
 /// The service over everything.
 pub(crate) struct AdminService(pub(crate) Arc<Daemon>);
@@ -55,7 +55,7 @@ fn info(daemon: &Daemon, serving: &Serving, packets: u64) -> InfoResponse {
         packets,
         tokenizer: Digest(loaded.tokenizer.fingerprint()).to_string(),
         has_chat_template: loaded.chat_template.is_some(),
-        modes: ["auto", "full", "packet"].map(str::to_owned).to_vec(),
+        modes: mode::NAMES.map(str::to_owned).to_vec(),
         started_at_ms: daemon.started_at_ms,
         data_dir: daemon.config.data_dir.display().to_string(),
         kv_bytes_per_token: per_token as u64,

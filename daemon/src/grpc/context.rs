@@ -1,78 +1,86 @@
 //! From a request's prompt and documents to a context that the engine can compute.
 //!
-//! Owns the choice of the mode and the reason given for it. Never computes. Invariant: the token ids
-//! do not depend on the mode.
+//! Owns how each mode assembles a context. Never computes. Invariant: the token ids do not depend on
+//! the mode.
 
 use std::sync::Arc;
 
-use addenda_model::ChatMessage;
-use addenda_proto::addenda::v1::{
-    Chat, Completion, Mode, generate_request, score_request, tokenize_request,
-};
+use addenda_proto::addenda::v1::Mode;
 
-use crate::documents::blocking;
-use crate::engine::command::{Form, Prompt, Segment, Ticket};
-use crate::error::{Error, Result};
+use crate::documents::{Resolved, blocking};
+use crate::engine::command::{Blend, Form, Prompt, Segment, Ticket};
+use crate::error::Result;
+use crate::grpc::mode::{Choice, Wanted, Way};
 use crate::grpc::packets::adapter;
 use crate::grpc::{Serving, check};
 use crate::limits;
+use crate::packets::PacketSource;
 use crate::prompt::{self, Ask};
+
+/// The agreement that `auto` wants to be certified where a request does not say.
+const LEAST_AGREEMENT: f32 = 0.95;
 
 /// A request's words, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
-    pub(crate) ask: Ask,
-    pub(crate) documents: Vec<String>,
-    pub(crate) mode: Mode,
-    pub(crate) namespace: String,
+    ask: Ask,
+    documents: Vec<String>,
+    wanted: Wanted,
+    namespace: String,
+    /// Whether the KV of its beginning may come from an earlier request and serve later ones.
+    shares: bool,
 }
 
 /// A context, and how it came about.
 pub(crate) struct Context {
     pub(crate) prompt: Prompt,
-    /// Never unspecified or auto.
-    pub(crate) mode: Mode,
-    pub(crate) reason: String,
+    pub(crate) choice: Choice,
     /// Ids of the packets, in order.
     pub(crate) packets: Vec<String>,
     /// The adapter of those packets, as the wire shows it.
     pub(crate) adapter: String,
-    /// Tokens of packets that had to be computed first.
-    pub(crate) rebuilt: usize,
+    /// Tokens read from packets that had to be computed first.
+    rebuilt: usize,
 }
 
 impl Asked {
-    /// Checks documents, mode and namespace.
+    /// Checks documents and namespace.
     ///
     /// # Errors
     /// A field out of its bounds.
     pub(crate) fn new(
         ask: Ask,
         documents: Vec<String>,
-        mode: i32,
+        wanted: Wanted,
         namespace: &str,
     ) -> Result<Self> {
         check::count("documents", documents.len(), 0, limits::DOCUMENTS)?;
         for document in &documents {
             check::text("documents", document, limits::NAME_BYTES)?;
         }
-        let mode = Mode::try_from(mode).map_err(|_| {
-            Error::invalid(
-                "mode",
-                format!("is {mode}, which this daemon does not know"),
-            )
-        })?;
-        if matches!(mode, Mode::Link | Mode::Blend | Mode::Preload) {
-            return Err(Error::invalid(
-                "mode",
-                "is one that this daemon does not serve yet; `addenda model info` lists its modes",
-            ));
-        }
         Ok(Self {
             ask,
             documents,
-            mode,
+            wanted,
             namespace: check::namespace(namespace)?,
+            shares: true,
+        })
+    }
+
+    /// The same for one way alone, to be measured: nothing of it comes from an earlier request.
+    ///
+    /// # Errors
+    /// A field out of its bounds.
+    pub(crate) fn in_way(
+        ask: Ask,
+        documents: Vec<String>,
+        way: Way,
+        namespace: &str,
+    ) -> Result<Self> {
+        let asked = Self::new(ask, documents, Wanted::only(way)?, namespace)?;
+        Ok(Self {
+            shares: false,
+            ..asked
         })
     }
 
@@ -82,89 +90,90 @@ impl Asked {
     /// An unknown document, a context that is too long, or the engine's where packets must be
     /// computed.
     pub(crate) async fn context(&self, serving: &Arc<Serving>, ticket: &Ticket) -> Result<Context> {
-        let (mode, reason) = self.choose();
+        // No mode is certified yet.
+        let choice = self
+            .wanted
+            .choose(self.documents.len(), LEAST_AGREEMENT, |_| None);
+        let mut context = Context::new(choice, self.shares.then(|| self.namespace.clone()));
         if self.documents.is_empty() {
-            let (serving, ask) = (Arc::clone(serving), self.ask.clone());
-            let ids = blocking(move || {
-                let ids = prompt::plain(&ask, &serving.tokenizer, serving.template())?;
-                serving.check_room(ids.len())?;
-                Ok(ids)
-            })
-            .await?;
-            let segments = vec![Segment::Tokens(ids.clone())];
-            let prompt = Prompt { segments, ids };
-            return Ok(Context {
-                prompt,
-                mode,
-                reason,
-                packets: Vec::new(),
-                adapter: String::new(),
-                rebuilt: 0,
-            });
+            let (words, ask) = (Arc::clone(serving), self.ask.clone());
+            let ids =
+                blocking(move || prompt::plain(&ask, &words.tokenizer, words.template())).await?;
+            context.compute(&ids);
+            serving.check_room(context.prompt.tokens())?;
+            return Ok(context);
         }
-        let mut resolved = Vec::with_capacity(self.documents.len());
-        for reference in &self.documents {
-            let form = (mode == Mode::Packet).then_some(Form::Wrapped);
-            let documents = &serving.documents;
-            resolved.push(
-                documents
-                    .resolve(ticket, &self.namespace, reference, form)
-                    .await?,
-            );
-        }
+        let way = context.choice.way;
+        let resolved = self.resolved(serving, ticket, way.mode).await?;
         let (around, ask) = (Arc::clone(serving), self.ask.clone());
         let framed =
             blocking(move || prompt::around_documents(&ask, &around.tokenizer, around.template()))
                 .await?;
-        let mut context = Context {
-            prompt: Prompt {
-                segments: Vec::new(),
-                ids: Vec::new(),
-            },
-            mode,
-            reason,
-            packets: Vec::new(),
-            adapter: String::new(),
-            rebuilt: 0,
-        };
-        context.compute(&framed.before);
-        for document in resolved {
-            let Some((id, packet)) = document.packet else {
-                context.compute(&document.ids);
-                continue;
-            };
-            context.packets.push(id.to_string());
-            context.adapter = adapter(packet.origin().adapter);
-            context.rebuilt += if document.rebuilt { packet.tokens() } else { 0 };
-            context.prompt.ids.extend(&document.ids);
-            context.prompt.segments.push(Segment::Packet(packet));
+        match way.mode {
+            Mode::Preload => {
+                let mut ids = framed.before;
+                ids.extend(resolved.into_iter().flat_map(|part| part.ids));
+                let documents = &serving.documents;
+                let joint = documents.joint(ticket, &self.namespace, &ids).await?;
+                context.read(&ids, joint, 0);
+            }
+            mode => {
+                context.compute(&framed.before);
+                if mode == Mode::Blend {
+                    context.blend(resolved, way.blend_share());
+                } else {
+                    let computed = match mode {
+                        Mode::Link => way.link_tokens(),
+                        _ => 0,
+                    };
+                    for part in resolved {
+                        context.place(part, computed);
+                    }
+                }
+            }
         }
         context.compute(&framed.after);
         serving.check_room(context.prompt.tokens())?;
         Ok(context)
     }
 
-    /// The mode that runs, and why where it is not the one asked for.
-    fn choose(&self) -> (Mode, String) {
-        match self.mode {
-            Mode::Packet if self.documents.is_empty() => {
-                (Mode::Full, "there are no documents".to_owned())
-            }
-            mode @ (Mode::Full | Mode::Packet | Mode::Link | Mode::Blend | Mode::Preload) => {
-                (mode, String::new())
-            }
-            Mode::Auto | Mode::Unspecified if self.documents.is_empty() => {
-                (Mode::Full, String::new())
-            }
-            Mode::Auto | Mode::Unspecified => (
-                Mode::Full,
-                "no packet mode has a certificate for this model yet".to_owned(),
-            ),
+    /// The documents, with their packets where this mode reads them.
+    async fn resolved(
+        &self,
+        serving: &Arc<Serving>,
+        ticket: &Ticket,
+        mode: Mode,
+    ) -> Result<Vec<Resolved>> {
+        let form = match mode {
+            Mode::Packet => Some(Form::Wrapped),
+            Mode::Link | Mode::Blend => Some(Form::Plain),
+            _ => None,
+        };
+        let mut resolved = Vec::with_capacity(self.documents.len());
+        for reference in &self.documents {
+            let documents = &serving.documents;
+            let document = documents.resolve(ticket, &self.namespace, reference, form);
+            resolved.push(document.await?);
         }
+        Ok(resolved)
     }
 }
 
 impl Context {
+    fn new(choice: Choice, shared_in: Option<String>) -> Self {
+        Self {
+            prompt: Prompt {
+                segments: Vec::new(),
+                ids: Vec::new(),
+                shared_in,
+            },
+            choice,
+            packets: Vec::new(),
+            adapter: String::new(),
+            rebuilt: 0,
+        }
+    }
+
     /// Appends tokens that are to be computed; neighbours become one run.
     fn compute(&mut self, ids: &[u32]) {
         self.prompt.ids.extend(ids);
@@ -175,74 +184,71 @@ impl Context {
         }
     }
 
+    /// Appends a document: its first `computed` tokens are computed, and the rest of its packet is
+    /// read; all of it is computed where it has none.
+    fn place(&mut self, document: Resolved, computed: usize) {
+        let Some((id, packet)) = document.packet else {
+            return self.compute(&document.ids);
+        };
+        let head = computed.min(document.ids.len());
+        let (first, rest) = document.ids.split_at_checked(head).unwrap_or_default();
+        self.compute(first);
+        if head == 0 || !rest.is_empty() {
+            self.read(rest, (id, packet, document.rebuilt), head);
+        }
+    }
+
+    /// Appends what a packet has from token `from` on.
+    fn read(
+        &mut self,
+        ids: &[u32],
+        (id, packet, rebuilt): (impl ToString, PacketSource, bool),
+        from: usize,
+    ) {
+        self.packets.push(id.to_string());
+        self.adapter = adapter(packet.origin().adapter);
+        if rebuilt {
+            self.rebuilt += packet.tokens() - from;
+        }
+        self.prompt.ids.extend(ids);
+        self.prompt.segments.push(match from {
+            0 => Segment::Packet(packet),
+            from => Segment::Rest(packet, from),
+        });
+    }
+
+    /// Appends documents of whose tokens a share is computed.
+    fn blend(&mut self, resolved: Vec<Resolved>, share: f64) {
+        let mut documents = Vec::with_capacity(resolved.len());
+        let mut made = 0;
+        for document in resolved {
+            self.prompt.ids.extend(&document.ids);
+            if let Some((id, packet)) = document.packet {
+                self.packets.push(id.to_string());
+                made += usize::from(document.rebuilt) * packet.tokens();
+                documents.push((document.ids, packet));
+            }
+        }
+        let segment = Segment::Blend(Blend { documents, share });
+        self.rebuilt += made.min(segment.packet_tokens());
+        self.prompt.segments.push(segment);
+    }
+
     /// Tokens that came from packets which were there already.
     pub(crate) fn packet_tokens(&self) -> usize {
         self.prompt.packet_tokens().saturating_sub(self.rebuilt)
     }
-}
 
-/// A request's `prompt`.
-pub(crate) enum PromptField {
-    Chat(Chat),
-    Completion(Completion),
-}
-
-impl From<generate_request::Prompt> for PromptField {
-    fn from(prompt: generate_request::Prompt) -> Self {
-        match prompt {
-            generate_request::Prompt::Chat(chat) => Self::Chat(chat),
-            generate_request::Prompt::Completion(completion) => Self::Completion(completion),
-        }
+    /// The mode that runs, never unspecified or auto.
+    pub(crate) fn mode(&self) -> Mode {
+        self.choice.way.mode
     }
-}
 
-impl From<score_request::Prompt> for PromptField {
-    fn from(prompt: score_request::Prompt) -> Self {
-        match prompt {
-            score_request::Prompt::Chat(chat) => Self::Chat(chat),
-            score_request::Prompt::Completion(completion) => Self::Completion(completion),
-        }
-    }
-}
-
-impl From<tokenize_request::Prompt> for PromptField {
-    fn from(prompt: tokenize_request::Prompt) -> Self {
-        match prompt {
-            tokenize_request::Prompt::Chat(chat) => Self::Chat(chat),
-            tokenize_request::Prompt::Completion(completion) => Self::Completion(completion),
-        }
-    }
-}
-
-/// Checks a request's `prompt`.
-///
-/// # Errors
-/// It is absent, empty or too long.
-pub(crate) fn ask(prompt: Option<impl Into<PromptField>>) -> Result<Ask> {
-    match prompt.map(Into::into) {
-        None => Err(Error::invalid(
-            "prompt",
-            "is missing; give `chat` or `completion`",
-        )),
-        Some(PromptField::Completion(completion)) => {
-            check::text("completion.text", &completion.text, limits::TEXT_BYTES)?;
-            Ok(Ask::Completion(completion.text))
-        }
-        Some(PromptField::Chat(chat)) => {
-            check::count("chat.messages", chat.messages.len(), 1, limits::TURNS)?;
-            for message in &chat.messages {
-                check::text("chat.messages.role", &message.role, limits::ROLE_BYTES)?;
-                check::at_most_bytes(
-                    "chat.messages.content",
-                    &message.content,
-                    limits::TEXT_BYTES,
-                )?;
-            }
-            let messages = chat.messages.into_iter().map(|message| ChatMessage {
-                role: message.role,
-                content: message.content,
-            });
-            Ok(Ask::Chat(messages.collect()))
+    /// Whether it equals full prefill by construction.
+    pub(crate) fn is_exact(&self) -> bool {
+        match self.mode() {
+            Mode::Full | Mode::Preload => true,
+            _ => self.prompt.packet_tokens() == 0,
         }
     }
 }

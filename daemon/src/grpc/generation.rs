@@ -10,7 +10,7 @@ use addenda_model::SamplingParams;
 use addenda_proto::addenda::v1::generate_response::Event as WireEvent;
 use addenda_proto::addenda::v1::generation_server::Generation;
 use addenda_proto::addenda::v1::{
-    FinishReason, GenerateRequest, GenerateResponse, Mode, Sampling, ScoreRequest, ScoreResponse,
+    FinishReason, GenerateRequest, GenerateResponse, Sampling, ScoreRequest, ScoreResponse,
     ScoredContinuation, Summary, Token, TokenLogprob, TokenizeRequest, TokenizeResponse,
 };
 use tokio::sync::mpsc;
@@ -20,10 +20,11 @@ use tonic::{Request, Response, Status};
 use crate::documents::blocking;
 use crate::engine::command::{Command, Event, Finish, Finished, Generate, Score, Ticket};
 use crate::error::{Error, Result};
-use crate::grpc::context::{self, Asked, Context};
+use crate::grpc::context::{Asked, Context};
+use crate::grpc::mode::Wanted;
 use crate::grpc::status::status;
 use crate::grpc::ticket::Leave;
-use crate::grpc::{Daemon, Serving, check};
+use crate::grpc::{Daemon, Serving, check, words};
 use crate::limits;
 use crate::prompt;
 
@@ -66,7 +67,7 @@ impl Generation for GenerationService {
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Answer<TokenizeResponse> {
         let (serving, _, _leave) = self.0.admit("Tokenize", &request)?;
         let tokenize = blocking(move || {
-            let ask = context::ask(request.into_inner().prompt)?;
+            let ask = words::ask(request.into_inner().prompt)?;
             let ids = prompt::plain(&ask, &serving.tokenizer, serving.template())?;
             let pieces = ids.iter().map(|&id| serving.tokenizer.piece(id)).collect();
             Ok(TokenizeResponse { ids, pieces })
@@ -118,8 +119,14 @@ impl GenerationService {
         ticket: &Ticket,
         request: ScoreRequest,
     ) -> Result<ScoreResponse> {
-        let ask = context::ask(request.prompt)?;
-        let asked = Asked::new(ask, request.documents, request.mode, &request.namespace)?;
+        let ask = words::ask(request.prompt)?;
+        let wanted = Wanted::new(
+            request.mode,
+            request.link_tokens,
+            request.blend_share,
+            request.min_agreement,
+        )?;
+        let asked = Asked::new(ask, request.documents, wanted, &request.namespace)?;
         let texts = request.continuations;
         check::count("continuations", texts.len(), 1, limits::CONTINUATIONS)?;
         for text in &texts {
@@ -133,7 +140,7 @@ impl GenerationService {
         let continuations = continuations.await?;
         let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
         let mut tries = 0;
-        let (scored, mode) = loop {
+        let (scored, mode, exact) = loop {
             tries += 1;
             let context = asked.context(serving, ticket).await?;
             let (tokens, most) = (
@@ -147,6 +154,7 @@ impl GenerationService {
                 }
                 .into());
             }
+            let (mode, exact) = (context.mode(), context.is_exact());
             let (prompt, continuations) = (context.prompt, continuations.clone());
             let score = |reply| {
                 Command::Score(Box::new(Score {
@@ -157,7 +165,7 @@ impl GenerationService {
             };
             match self.0.engine.ask(ticket, score).await {
                 Err(Error::Stale) if tries < limits::STALE_RETRIES => {}
-                result => break (result?, context.mode),
+                result => break (result?, mode, exact),
             }
         };
         let scores = scored.scores.into_iter().map(|score| ScoredContinuation {
@@ -168,7 +176,7 @@ impl GenerationService {
         Ok(ScoreResponse {
             scores: scores.collect(),
             mode: mode.into(),
-            exact: mode == Mode::Full,
+            exact,
             revision: scored.under.revision.to_string(),
         })
     }
@@ -185,8 +193,14 @@ struct Wish {
 
 impl Wish {
     fn new(request: GenerateRequest, daemon: &Daemon) -> Result<Self> {
-        let ask = context::ask(request.prompt)?;
-        let asked = Asked::new(ask, request.documents, request.mode, &request.namespace)?;
+        let ask = words::ask(request.prompt)?;
+        let wanted = Wanted::new(
+            request.mode,
+            request.link_tokens,
+            request.blend_share,
+            request.min_agreement,
+        )?;
+        let asked = Asked::new(ask, request.documents, wanted, &request.namespace)?;
         check::count("stop", request.stop.len(), 0, limits::STOPS)?;
         for stop in &request.stop {
             check::text("stop", stop, limits::STOP_BYTES)?;
@@ -198,9 +212,6 @@ impl Wish {
                 limits::TOP_LOGPROBS
             );
             return Err(Error::invalid("top_logprobs", reason));
-        }
-        if !(0.0..=1.0).contains(&request.min_agreement) {
-            return Err(Error::invalid("min_agreement", "is not between 0 and 1"));
         }
         let max_tokens = match request.max_tokens {
             0 => daemon.config.max_tokens,
@@ -297,7 +308,8 @@ impl Report {
             Finish::Length => FinishReason::Length,
             Finish::Stop => FinishReason::Stop,
         };
-        let mut mode_reason = context.reason.clone();
+        let kept = finished.prefix_tokens;
+        let mut mode_reason = context.choice.reason.clone();
         if finished.under.changed {
             let and = if mode_reason.is_empty() { "" } else { "; " };
             mode_reason =
@@ -305,10 +317,10 @@ impl Report {
         }
         Summary {
             finish_reason: reason.into(),
-            mode: context.mode.into(),
-            exact: context.mode == Mode::Full && !finished.under.changed,
+            mode: context.mode().into(),
+            exact: context.is_exact() && !finished.under.changed,
             prompt_tokens: count(tokens),
-            computed_tokens: count(tokens - from_packets),
+            computed_tokens: count((tokens - from_packets).saturating_sub(kept)),
             packet_tokens: count(from_packets),
             generated_tokens: count(finished.generated),
             ttft_ms: finished.ttft.as_secs_f64() * 1e3,
@@ -319,7 +331,8 @@ impl Report {
             seed: self.seed,
             mode_reason,
             adapter: context.adapter.clone(),
-            certificate: String::new(),
+            certificate: context.choice.certificate.clone(),
+            prefix_tokens: count(kept),
         }
     }
 }

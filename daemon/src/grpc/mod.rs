@@ -9,10 +9,12 @@ pub(crate) mod context;
 pub(crate) mod generation;
 pub(crate) mod jobs;
 pub(crate) mod knowledge;
+pub(crate) mod mode;
 pub(crate) mod packets;
 pub(crate) mod status;
 pub(crate) mod ticket;
 pub(crate) mod warm;
+pub(crate) mod words;
 
 use std::sync::{Arc, OnceLock};
 

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::digest::Digest;
-use crate::documents::blocking;
+use crate::documents::{blocking, joint};
 use crate::engine::command::{Form, NO_ADAPTER, Origin};
 use crate::error::{Error, Result};
 use crate::grpc::status::status;
@@ -154,7 +154,11 @@ impl Packets for PacketsService {
                 }
                 delete_request::What::Document(name) => {
                     check::text("document", &name, limits::NAME_BYTES)?;
-                    (store.delete_document(&namespace, &name)?, "document", name)
+                    let joint = joint::forget(&store, &namespace, &name)?;
+                    let mut removed = store.delete_document(&namespace, &name)?;
+                    removed.packets += joint.packets;
+                    removed.bytes += joint.bytes;
+                    (removed, "document", name)
                 }
             };
             if removed.packets == 0 {

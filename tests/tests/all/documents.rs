@@ -152,7 +152,7 @@ async fn modes_see_the_same_tokens_and_say_where_they_came_from() {
     assert_eq!((packet.mode(), packet.exact), (Mode::Packet, false));
     assert_eq!(packet.prompt_tokens, full.summary.prompt_tokens);
     assert_eq!(
-        packet.packet_tokens + packet.computed_tokens,
+        packet.packet_tokens + packet.computed_tokens + packet.prefix_tokens,
         packet.prompt_tokens
     );
     assert!(packet.packet_tokens > 40);

@@ -170,7 +170,7 @@ async fn a_fact_holds_through_a_restart_and_leaves_no_trace_when_retired() {
     // Its packet of the first revision serves again.
     let answer = from_packet(&clients).await;
     assert_eq!(
-        answer.computed_tokens + answer.packet_tokens,
+        answer.computed_tokens + answer.packet_tokens + answer.prefix_tokens,
         answer.prompt_tokens
     );
     assert!(answer.packet_tokens > 0);
@@ -190,7 +190,10 @@ async fn a_stale_packet_is_computed_anew(clients: &Clients) {
         first.packet_tokens, 0,
         "a packet of other weights must not serve"
     );
-    assert_eq!(first.computed_tokens, first.prompt_tokens);
+    assert_eq!(
+        first.computed_tokens + first.prefix_tokens,
+        first.prompt_tokens
+    );
     let second = from_packet(clients).await;
     assert!(second.packet_tokens > 0, "what was computed anew is kept");
     assert_eq!(second.packets, first.packets);

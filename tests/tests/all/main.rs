@@ -22,6 +22,7 @@ mod gguf_files;
 mod logits_fixture;
 mod models;
 mod modes;
+mod modes_served;
 mod refusals;
 mod sampler;
 mod samples;

@@ -295,7 +295,9 @@ fn a_packet_read_from_a_copy_with_turned_keys_gives_the_same() {
         }
         for document in &request.documents {
             let packet = packet(&model, document);
-            model.attach_copy(&packet, &mut copied).unwrap();
+            model
+                .attach_copy(&packet, document.len(), &mut copied)
+                .unwrap();
             shared.attach(packet).unwrap();
         }
         assert_eq!((copied.own_tokens(), shared.own_tokens()), (51, 5));

@@ -144,6 +144,11 @@ async fn bad_generations(clients: &Clients) {
         "min_agreement",
     );
     case(
+        |r| r.link_tokens = Some(65_537),
+        Code::InvalidArgument,
+        "link_tokens",
+    );
+    case(
         |r| {
             r.sampling = Some(Sampling {
                 temperature: -1.0,
@@ -158,6 +163,11 @@ async fn bad_generations(clients: &Clients) {
         Code::NotFound,
         "nobody",
     );
+    for share in [-0.1, 1.1, f32::NAN] {
+        let mut request = ask("Hi", 4);
+        request.blend_share = Some(share);
+        cases.push((request, Code::InvalidArgument, "blend_share"));
+    }
     cases.push((complete("", 4), Code::InvalidArgument, "text"));
     cases.push((complete(&too_long, 4), Code::InvalidArgument, "context"));
     for (request, code, word) in cases {

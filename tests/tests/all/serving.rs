@@ -122,7 +122,10 @@ async fn an_answer_is_a_stream_of_tokens_and_one_summary() {
     assert!(answer.text.contains("Paris"), "{}", answer.text);
     let summary = &answer.summary;
     assert_eq!((summary.mode(), summary.exact), (Mode::Full, true));
-    assert_eq!(summary.computed_tokens, summary.prompt_tokens);
+    assert_eq!(
+        summary.computed_tokens + summary.prefix_tokens,
+        summary.prompt_tokens
+    );
     assert_eq!((summary.packet_tokens, summary.active_facts), (0, 0));
     assert!(
         summary.generated_tokens > 0

@@ -1,0 +1,110 @@
+//! Joint packets (CAG, Chan et al. 2025): what stands before the documents and the documents, in this
+//! order, prefilled together. Standing at the beginning of a context, such a packet is exact.
+//!
+//! Owns how they are found, made and forgotten. A joint packet has no name: whoever asks for the same
+//! tokens in the same namespace finds it by its key. Invariant: it is kept as it was computed, whatever
+//! the codec of other packets.
+
+use addenda_cache::{Manifest, PacketId, Removed, Store};
+use addenda_model::Codec;
+
+use super::{Documents, blocking};
+use crate::engine::command::{Build, Command, Form, Ticket};
+use crate::error::Result;
+use crate::limits;
+use crate::packets::{Keep, PacketSource};
+
+/// Domain of the digest of a joint packet's tokens.
+const SOURCE_CONTEXT: &str = "addenda 2026-11 joint source v1";
+
+impl Documents {
+    /// The packet of all these tokens under the present weights, and whether it had to be computed now.
+    ///
+    /// # Errors
+    /// More tokens than the model's context, a full store, or the engine's.
+    pub(crate) async fn joint(
+        &self,
+        ticket: &Ticket,
+        namespace: &str,
+        ids: &[u32],
+    ) -> Result<(PacketId, PacketSource, bool)> {
+        self.check_length(ids.len())?;
+        let origin = self.engine.state().under.origin(Form::Plain);
+        let (packets, ids, space) = (self.packets.uncoded(), ids.to_vec(), namespace.to_owned());
+        let known = {
+            let (packets, ids, space) = (packets.clone(), ids.clone(), space.clone());
+            blocking(move || {
+                let key = packets.key(&space, &ids, origin);
+                let Some(manifest) = packets.store().lookup(&key)? else {
+                    return Ok(None);
+                };
+                Ok(Some((manifest.id, packets.open(&manifest)?, false)))
+            })
+        };
+        if let Some(known) = known.await? {
+            return Ok(known);
+        }
+        let build = |reply| {
+            Command::Build(Box::new(Build {
+                ids: ids.clone(),
+                form: Form::Plain,
+                codec: Codec::None,
+                reply,
+            }))
+        };
+        let built = self.engine.ask(ticket, build).await?;
+        blocking(move || {
+            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            let keep = Keep {
+                namespace: &space,
+                document: "",
+                source: blake3::derive_key(SOURCE_CONTEXT, &bytes),
+                ids: &ids,
+            };
+            let put = packets.keep(&keep, &built)?;
+            let manifest = packets.store().get(&put.id)?;
+            let manifest = manifest.ok_or(addenda_cache::Error::NotFound { id: put.id })?;
+            Ok((put.id, packets.open(&manifest)?, put.created))
+        })
+        .await
+    }
+}
+
+/// Deletes the joint packets in which a document stands. To be called while it still has its packets;
+/// touches the disk.
+///
+/// # Errors
+/// The store's.
+pub(crate) fn forget(store: &Store, namespace: &str, name: &str) -> Result<Removed> {
+    let mut removed = Removed::default();
+    let mut texts = Vec::new();
+    if let Some(document) = store.document(namespace, name)? {
+        for id in &document.ids {
+            texts.push(store.read(id)?.token_ids());
+        }
+    }
+    let mut after = None;
+    loop {
+        let most = limits::LARGEST_PAGE as usize;
+        let page = store.list(namespace, after.as_ref(), most)?;
+        let Some(last) = page.last() else {
+            return Ok(removed);
+        };
+        after = Some(last.id);
+        for manifest in page.iter().filter(|manifest| is_joint(manifest)) {
+            let ids = store.read(&manifest.id)?.token_ids();
+            let stands_in =
+                |text: &Vec<u32>| ids.windows(text.len().max(1)).any(|part| part == text);
+            if texts.iter().any(stands_in) {
+                let one = store.delete(&manifest.id)?;
+                removed.packets += one.packets;
+                removed.bytes += one.bytes;
+            }
+        }
+    }
+}
+
+/// Packets of documents have their names.
+fn is_joint(manifest: &Manifest) -> bool {
+    manifest.header.document.is_empty()
+}
