@@ -58,7 +58,12 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Modes beside full prefill.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "packet,link,blend,preload")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "packet,link,blend,preload"
+    )]
     modes: Vec<Measured>,
     /// Tokens of each document that `link` computes; absent is the daemon's default.
     #[arg(long)]
@@ -121,7 +126,10 @@ async fn measure(arguments: &Arguments, given: Vec<LabelledSample>) -> Result<Va
     let certificates = certify(&daemon, arguments, modes.collect(), &given).await?;
     let mut line = Map::new();
     line.insert("model".to_owned(), json!(arguments.model));
-    line.insert("suite".to_owned(), json!(format!("{:?}", arguments.suite).to_lowercase()));
+    line.insert(
+        "suite".to_owned(),
+        json!(format!("{:?}", arguments.suite).to_lowercase()),
+    );
     if let Some(first) = certificates.first() {
         line.insert("codec".to_owned(), json!(first.codec));
         line.insert("adapter".to_owned(), json!(first.adapter));
@@ -177,7 +185,11 @@ async fn certify(
         return Err(Error::Daemon("measuring was broken off".to_owned()));
     }
     let list = ListCertificatesRequest::default();
-    let all = daemon.adapters().list_certificates(list).await?.into_inner();
+    let all = daemon
+        .adapters()
+        .list_certificates(list)
+        .await?
+        .into_inner();
     let find = |mode: &Mode| all.certificates.iter().find(|found| found.mode() == *mode);
     let found: Vec<CertificateRecord> = modes.iter().filter_map(find).cloned().collect();
     if found.len() < modes.len() {
@@ -207,7 +219,9 @@ fn object(certificate: &CertificateRecord) -> Value {
 }
 
 fn name(mode: Mode) -> String {
-    mode.as_str_name().trim_start_matches("MODE_").to_lowercase()
+    mode.as_str_name()
+        .trim_start_matches("MODE_")
+        .to_lowercase()
 }
 
 fn labelled(sample: addenda::adapters::samples::Sample) -> LabelledSample {
@@ -220,7 +234,11 @@ fn labelled(sample: addenda::adapters::samples::Sample) -> LabelledSample {
 
 fn needles(arguments: &Arguments, path: &Path) -> Result<Vec<LabelledSample>> {
     let tokenizer = ModelFiles::open(path)?.tokenizer;
-    let count = |text: &str| tokenizer.encode(text).map_or(0, |encoding| encoding.ids.len());
+    let count = |text: &str| {
+        tokenizer
+            .encode(text)
+            .map_or(0, |encoding| encoding.ids.len())
+    };
     let maker = Needle::single(NEEDLE_DOCUMENTS, 1, NEEDLE_TOKENS);
     let samples = (0..arguments.samples as u64)
         .map(|index| labelled(maker.sample(Split::HeldOut, arguments.seed + index, &count)));
@@ -238,7 +256,8 @@ fn musique(arguments: &Arguments) -> Result<Vec<LabelledSample>> {
         source,
     })?;
     let wrong = |why: String| Error::Config(format!("{}: {why}", shown()));
-    let records: Vec<Value> = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+    let records: Vec<Value> =
+        serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
     let first = usize::try_from(arguments.seed).unwrap_or(usize::MAX);
     let chosen = records.iter().skip(first).take(arguments.samples);
     chosen

@@ -146,6 +146,11 @@ impl Registry {
 }
 
 impl JobHandle {
+    /// The job as it stands.
+    pub(crate) fn state(&self) -> Job {
+        self.0.state.borrow().clone()
+    }
+
     /// Reports how far the work is.
     pub(crate) fn progress(&self, phase: &str, done: u64, total: u64) {
         self.0.state.send_modify(|job| {

@@ -210,7 +210,13 @@ impl Packets {
             .then(|| "made with another tokenizer".to_owned())
     }
 
-    fn dtype(&self) -> &'static str {
+    /// The RoPE settings as keys and headers spell them.
+    pub(crate) fn rope(&self) -> &str {
+        &self.identity.rope
+    }
+
+    /// What packets are stored as.
+    pub(crate) fn dtype(&self) -> &'static str {
         self.identity.codec.dtype(self.identity.shape.kind)
     }
 }

@@ -25,6 +25,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 
+use crate::certificates::kept::Certificates;
 use crate::config::Config;
 use crate::documents::{Documents, blocking};
 use crate::engine::load::{Loaded, Setup};
@@ -70,6 +71,10 @@ pub async fn serve_until(
         blocking(move || Ok(addenda_model::catalogue::resolve(&model, &cache)?)).await?
     };
     let store = open_store(&config).await?;
+    let certificates = {
+        let data = config.data_dir.clone();
+        blocking(move || Certificates::open(&data)).await?
+    };
     let listener = TcpListener::bind(config.listen).await;
     let address = config.listen;
     let refused = |source| Error::Listen { address, source };
@@ -103,7 +108,7 @@ pub async fn serve_until(
     };
     let result = match started {
         Ok(loaded) => {
-            daemon.open(loaded);
+            daemon.open(loaded, certificates);
             tell(&health, ServingStatus::Serving).await;
             tracing::info!(%address, "ready");
             ready(address);
@@ -145,7 +150,7 @@ async fn open_store(config: &Config) -> Result<Arc<Store>> {
 
 impl Daemon {
     /// Lets requests in.
-    fn open(&self, loaded: Loaded) {
+    fn open(&self, loaded: Loaded, certificates: Certificates) {
         let tokenizer = Arc::clone(&loaded.tokenizer);
         let documents = Documents {
             engine: self.engine.clone(),
@@ -157,6 +162,7 @@ impl Daemon {
             loaded,
             tokenizer,
             documents,
+            certificates,
         };
         if self.serving.set(Arc::new(serving)).is_err() {
             tracing::warn!("the daemon was opened twice; the first opening holds");

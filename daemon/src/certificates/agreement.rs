@@ -33,7 +33,10 @@ pub(crate) fn compare(full: &[Vec<f32>], mode: &[Vec<f32>]) -> Tokens {
 }
 
 fn likeliest(row: &[f32]) -> Option<usize> {
-    let best = row.iter().enumerate().max_by(|(_, a), (_, b)| a.total_cmp(b));
+    let best = row
+        .iter()
+        .enumerate()
+        .max_by(|(_, a), (_, b)| a.total_cmp(b));
     best.map(|(place, _)| place)
 }
 
@@ -151,7 +154,9 @@ mod tests {
     #[test]
     fn tokens_of_one_sample_do_not_count_as_many_samples() {
         // Half of the samples agree on all tokens, half on none: as uncertain as 20 tosses of a coin.
-        let samples: Vec<(u32, u32)> = (0..20).map(|i| (if i % 2 == 0 { 30 } else { 0 }, 30)).collect();
+        let samples: Vec<(u32, u32)> = (0..20)
+            .map(|i| (if i % 2 == 0 { 30 } else { 0 }, 30))
+            .collect();
         let share = share(&samples);
         assert!(share.high - share.low > 0.4, "{share:?}");
     }

@@ -7,8 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use addenda_proto::addenda::v1::Mode;
-
 use crate::certificates::{Basis, Certificate};
 use crate::error::{Error, Result};
 
@@ -40,7 +38,9 @@ impl Certificates {
             let path = entry.map_err(io)?.path();
             match read(&path) {
                 Some(certificate) => kept.push(certificate),
-                None => tracing::warn!(path = %path.display(), "this is no certificate that can be believed"),
+                None => {
+                    tracing::warn!(path = %path.display(), "this is no certificate that can be believed")
+                }
             }
         }
         kept.sort_by_key(|certificate| certificate.measured_at_ms);
@@ -90,35 +90,6 @@ impl Certificates {
         kept.iter().rev().find(|kept| kept.basis == *now).cloned()
     }
 
-    /// The first of `ways`, which come cheapest first, whose certificate meets `bar` with its lower
-    /// bound; or why there is none.
-    ///
-    /// # Errors
-    /// A sentence for the answer's summary.
-    pub(crate) fn choose(
-        &self,
-        ways: &[Basis],
-        bar: f64,
-    ) -> std::result::Result<(Mode, Certificate), String> {
-        let mut best: Option<f64> = None;
-        for way in ways {
-            let Some(certificate) = self.find(way) else {
-                continue;
-            };
-            let low = certificate.figures.agreement.low;
-            if low >= bar {
-                return Ok((way.mode(), certificate));
-            }
-            best = Some(best.map_or(low, |best| best.max(low)));
-        }
-        Err(match best {
-            None => "no mode has a certificate for these weights and packets; `addenda adapter certify` measures".to_owned(),
-            Some(best) => format!(
-                "the certified agreement is at least {best:.3}, and {bar:.3} is asked for"
-            ),
-        })
-    }
-
     fn path(&self, certificate: &Certificate) -> PathBuf {
         self.folder.join(format!("{}.json", certificate.id()))
     }
@@ -148,23 +119,11 @@ mod tests {
         let path = certificates.path(&good);
         let again = Certificates::open(data.path()).unwrap();
         assert_eq!(again.find(&good.basis), Some(good.clone()));
-        let forged = std::fs::read_to_string(&path).unwrap().replace("\"low\": 0.9", "\"low\": 0.99");
+        let forged = std::fs::read_to_string(&path)
+            .unwrap()
+            .replace("\"low\": 0.9", "\"low\": 0.99");
         std::fs::write(&path, forged).unwrap();
         let again = Certificates::open(data.path()).unwrap();
         assert_eq!(again.find(&good.basis), None);
-    }
-
-    #[test]
-    fn the_cheapest_mode_that_meets_the_bar_is_chosen_or_none() {
-        let data = tempfile::tempdir().unwrap();
-        let certificates = Certificates::open(data.path()).unwrap();
-        let (packet, link) = (certificate(Mode::Packet, 0.8), certificate(Mode::Link, 0.95));
-        let ways = [packet.basis.clone(), link.basis.clone()];
-        assert!(certificates.choose(&ways, 0.5).unwrap_err().contains("no mode has a certificate"));
-        certificates.keep(packet).unwrap();
-        certificates.keep(link).unwrap();
-        assert_eq!(certificates.choose(&ways, 0.7).unwrap().0, Mode::Packet);
-        assert_eq!(certificates.choose(&ways, 0.9).unwrap().0, Mode::Link);
-        assert!(certificates.choose(&ways, 0.99).unwrap_err().contains("0.950"));
     }
 }

@@ -12,22 +12,13 @@ use addenda_proto::addenda::v1::Mode;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::grpc::mode::Certified;
 
 /// Version of what a certificate means and how it is encoded.
 const VERSION: u32 = 1;
 
 /// Domain of a certificate's id.
 const CONTEXT: &str = "addenda 2026-11 certificate v1";
-
-/// How a mode is run: which one, and its own setting.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Way {
-    pub(crate) mode: Mode,
-    /// Of `MODE_LINK`.
-    pub(crate) link_tokens: Option<u32>,
-    /// Of `MODE_BLEND`.
-    pub(crate) blend_share: Option<f32>,
-}
 
 /// All that a measurement depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,6 +112,16 @@ impl Certificate {
         Digest(*hasher.finalize().as_bytes())
     }
 
+    /// What a choice of modes goes by: the lower bound of the agreement.
+    pub(crate) fn certified(&self) -> Certified {
+        #[expect(clippy::cast_possible_truncation, reason = "a share")]
+        let agreement = self.figures.agreement.low as f32;
+        Certified {
+            agreement,
+            certificate: self.id().to_string(),
+        }
+    }
+
     /// Whether it is of a version that means here what it says.
     pub(crate) fn is_known(&self) -> bool {
         self.version == VERSION
@@ -160,8 +161,16 @@ impl Basis {
     fn encode(&self, field: &mut impl FnMut(&[u8])) {
         field(&self.mode.to_le_bytes());
         field(&optional(self.link_tokens.map(u32::to_le_bytes)));
-        field(&optional(self.blend_share.map(|share| share.to_bits().to_le_bytes())));
-        let texts = [&self.revision, &self.adapter, &self.tokenizer, &self.codec, &self.rope];
+        field(&optional(
+            self.blend_share.map(|share| share.to_bits().to_le_bytes()),
+        ));
+        let texts = [
+            &self.revision,
+            &self.adapter,
+            &self.tokenizer,
+            &self.codec,
+            &self.rope,
+        ];
         for text in texts {
             field(text.as_bytes());
         }
@@ -247,11 +256,19 @@ pub(crate) mod tests {
             revision: "ab".to_owned(),
             ..basis.clone()
         };
-        assert!(basis.void_reason(&edited).is_some_and(|why| why.contains("weights")));
+        assert!(
+            basis
+                .void_reason(&edited)
+                .is_some_and(|why| why.contains("weights"))
+        );
         let other = Basis {
             adapter: "cc".to_owned(),
             ..basis.clone()
         };
-        assert!(basis.void_reason(&other).is_some_and(|why| why.contains("adapter")));
+        assert!(
+            basis
+                .void_reason(&other)
+                .is_some_and(|why| why.contains("adapter"))
+        );
     }
 }

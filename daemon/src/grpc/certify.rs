@@ -12,13 +12,13 @@ use addenda_proto::addenda::v1::Mode;
 
 use crate::adapters::samples::Sample;
 use crate::certificates::agreement::{self, Tokens};
-use crate::certificates::kept::Certificates;
-use crate::certificates::{Certificate, Figures, Labelled, Way};
+use crate::certificates::{Certificate, Figures, Labelled};
 use crate::documents::blocking;
 use crate::engine::command::{Command, Follow, Ticket, Trace, Traced};
 use crate::error::{Error, Result};
 use crate::grpc::Serving;
 use crate::grpc::context::Asked;
+use crate::grpc::mode::Way;
 use crate::jobs::{JobHandle, now_ms};
 use crate::limits;
 use crate::prompt::Ask;
@@ -62,7 +62,6 @@ struct Answer {
 /// The daemon's; weights that changed meanwhile; a job that was cancelled. Nothing is kept then.
 pub(crate) async fn run(
     serving: &Arc<Serving>,
-    certificates: &Certificates,
     ticket: &Ticket,
     plan: Plan,
     job: &JobHandle,
@@ -94,7 +93,7 @@ pub(crate) async fn run(
         }
         let figures = tally.figures(&full);
         let certificate = Certificate::new(basis, figures, plan.suites.clone(), measured_at);
-        let kept = certificates.clone();
+        let kept = serving.certificates.clone();
         blocking(move || kept.keep(certificate)).await?;
     }
     job.progress("compared", total, total);
@@ -121,7 +120,12 @@ async fn measure(
             let followed = answer(serving, ticket, asked, given).await?;
             agreement::compare(&right.traced.logprobs, &followed.traced.logprobs)
         };
-        tally.take(&own, tokens, agreement::same(&own.text, &right.text), sample);
+        tally.take(
+            &own,
+            tokens,
+            agreement::same(&own.text, &right.text),
+            sample,
+        );
     }
     let all = u32::try_from(right.traced.ids.len()).unwrap_or(u32::MAX);
     let exact = Tokens {
@@ -235,7 +239,8 @@ impl Tally {
         self.ttft.push(answer.ttft);
         if let Some(right) = &sample.answer {
             let f1 = agreement::f1(&answer.text, right);
-            self.labelled.push((f1, agreement::same(&answer.text, right)));
+            self.labelled
+                .push((f1, agreement::same(&answer.text, right)));
         }
     }
 

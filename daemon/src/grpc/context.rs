@@ -90,10 +90,11 @@ impl Asked {
     /// An unknown document, a context that is too long, or the engine's where packets must be
     /// computed.
     pub(crate) async fn context(&self, serving: &Arc<Serving>, ticket: &Ticket) -> Result<Context> {
-        // No mode is certified yet.
         let choice = self
             .wanted
-            .choose(self.documents.len(), LEAST_AGREEMENT, |_| None);
+            .choose(self.documents.len(), LEAST_AGREEMENT, |way| {
+                serving.certified(way)
+            });
         let mut context = Context::new(choice, self.shares.then(|| self.namespace.clone()));
         if self.documents.is_empty() {
             let (words, ask) = (Arc::clone(serving), self.ask.clone());

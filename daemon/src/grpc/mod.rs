@@ -4,6 +4,8 @@
 //! opens no file. Invariant: whatever a client sends, it gets a status and a sentence.
 
 pub(crate) mod admin;
+pub(crate) mod certificates;
+pub(crate) mod certify;
 pub(crate) mod check;
 pub(crate) mod context;
 pub(crate) mod generation;
@@ -20,15 +22,20 @@ use std::sync::{Arc, OnceLock};
 
 use addenda_cache::Store;
 use addenda_model::{ChatTemplate, Tokenizer};
+use addenda_proto::addenda::v1::Mode;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
+use crate::certificates::Basis;
+use crate::certificates::kept::Certificates;
 use crate::config::Config;
+use crate::digest::Digest;
 use crate::documents::Documents;
 use crate::engine::Engine;
-use crate::engine::command::Ticket;
+use crate::engine::command::{Form, Ticket};
 use crate::engine::load::Loaded;
 use crate::error::{Error, Result};
+use crate::grpc::mode::{Certified, Way};
 use crate::grpc::ticket::Leave;
 use crate::jobs::Jobs;
 
@@ -50,6 +57,7 @@ pub(crate) struct Serving {
     pub(crate) loaded: Loaded,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) documents: Documents,
+    pub(crate) certificates: Certificates,
 }
 
 impl Daemon {
@@ -82,6 +90,35 @@ impl Daemon {
 impl Serving {
     pub(crate) fn template(&self) -> Option<&ChatTemplate> {
         self.loaded.chat_template.as_ref()
+    }
+
+    /// All that a measurement of `way` would depend on now.
+    pub(crate) fn basis(&self, way: Way) -> Basis {
+        let documents = &self.documents;
+        let form = match way.mode {
+            Mode::Packet => Form::Wrapped,
+            _ => Form::Plain,
+        };
+        let origin = documents.engine.state().under.origin(form);
+        let link = way.mode == Mode::Link;
+        let blend = way.mode == Mode::Blend;
+        Basis {
+            mode: way.mode.into(),
+            link_tokens: link.then(|| u32::try_from(way.link_tokens()).unwrap_or(u32::MAX)),
+            blend_share: blend.then(|| way.share()),
+            revision: origin.revision.to_string(),
+            adapter: packets::adapter(origin.adapter),
+            tokenizer: Digest(self.tokenizer.fingerprint()).to_string(),
+            codec: documents.packets.dtype().to_owned(),
+            rope: documents.packets.rope().to_owned(),
+            format: addenda_cache::FORMAT,
+        }
+    }
+
+    /// What is known of how well `way` agrees with full prefill, under all that is active now.
+    pub(crate) fn certified(&self, way: Way) -> Option<Certified> {
+        let certificate = self.certificates.find(&self.basis(way))?;
+        Some(certificate.certified())
     }
 
     /// Fails unless a prompt leaves room for one token at least.

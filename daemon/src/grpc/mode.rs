@@ -58,10 +58,15 @@ impl Way {
         self.link_tokens.unwrap_or(limits::DEFAULT_LINK_TOKENS) as usize
     }
 
-    /// Share of the documents' tokens that `MODE_BLEND` computes.
+    /// Share of the documents' tokens that `MODE_BLEND` computes, as it was asked for.
+    pub(crate) fn share(&self) -> f32 {
+        self.blend_share.unwrap_or(limits::DEFAULT_BLEND_SHARE)
+    }
+
+    /// The same as it was meant.
     pub(crate) fn blend_share(&self) -> f64 {
         // By way of its decimal form: 0.15 is meant, not what an f32 makes of it.
-        let share = self.blend_share.unwrap_or(limits::DEFAULT_BLEND_SHARE);
+        let share = self.share();
         share.to_string().parse().unwrap_or(f64::from(share))
     }
 
@@ -177,7 +182,8 @@ impl Wanted {
             best = Some(best.unwrap_or(0.0).max(known.agreement));
         }
         let reason = match best {
-            None => "no packet mode has a certificate for this model yet".to_owned(),
+            None => "no packet mode has a certificate for what is served now; `addenda adapter certify` measures"
+                .to_owned(),
             Some(best) => {
                 format!("no packet mode is certified to agree by {bar}; the best by {best:.3}")
             }

@@ -10,7 +10,7 @@
 
 use crate::config::RopeScaling;
 use crate::error::Result;
-use crate::tensor::int;
+use crate::tensor::{in_kind, int};
 use std::cell::RefCell;
 use std::f64::consts::PI;
 use tch::{Device, Kind, Tensor};
@@ -184,10 +184,16 @@ impl Rope {
 impl Angles {
     /// Turns `x [.., T, heads, head_dim]` by these angles, in f32, and gives it back in its dtype.
     pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        in_kind(&self.rotate_to_f32(x)?, x.kind())
+    }
+
+    /// The same, left in f32.
+    pub(crate) fn rotate_to_f32(&self, x: &Tensor) -> Result<Tensor> {
+        // Products of two dtypes are computed one by one; those of one dtype several at a time.
+        let x = in_kind(x, Kind::Float)?;
         let half = x.size().last().copied().unwrap_or(0) / 2;
         let swapped = Tensor::f_cat(&[x.f_narrow(-1, half, half)?, x.f_narrow(-1, 0, half)?], -1)?;
-        let rotated = x.f_mul(&self.cos)?.f_add(&swapped.f_mul(&self.sin)?)?;
-        Ok(rotated.f_to_kind(x.kind())?)
+        Ok(x.f_mul(&self.cos)?.f_addcmul_(&swapped, &self.sin)?)
     }
 }
 

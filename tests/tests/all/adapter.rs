@@ -2,7 +2,9 @@
 //! soft tokens and nothing else, and a training that was kept goes on as if it had never stopped.
 
 use crate::tiny;
-use addenda_model::adapter::{Description, Lesson, MAX_FILE_BYTES, Schedule, Taught, Trainer, teach};
+use addenda_model::adapter::{
+    Description, Lesson, MAX_FILE_BYTES, Schedule, Taught, Trainer, teach,
+};
 use addenda_model::{Adapter, Architecture, Input, Transformer};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
