@@ -8,15 +8,15 @@ use addenda_proto::addenda::v1::{
     CertificateRecord, CertifyRequest, JobRecord, LabelledSample, ListCertificatesRequest,
     ListCertificatesResponse, Mode, Share as WireShare,
 };
-use tonic::Request;
+use tonic::{Request, Response, Status};
 
 use crate::adapters::samples::{Biography, Needle, Sample, Split, Suite, Tracking};
 use crate::certificates::{Certificate, Share};
-use crate::engine::command::Ticket;
+use crate::documents::blocking;
 use crate::error::{Error, Result};
 use crate::grpc::certify::{self, Plan};
 use crate::grpc::mode::{Wanted, Way};
-use crate::grpc::ticket::Leave;
+use crate::grpc::status::status;
 use crate::grpc::{Daemon, Serving, check, jobs};
 use crate::limits;
 
@@ -37,56 +37,44 @@ const NEEDLE_TOKENS: std::ops::RangeInclusive<usize> = 128..=256;
 const TRACKING_HOPS: usize = 2;
 const TRACKING_SENTENCES: usize = 6;
 
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
 /// Starts measuring; the job's record as it begins.
-///
-/// # Errors
-/// Settings or samples out of their bounds, or a model that is not loaded yet.
-pub(crate) fn certify(
+pub(crate) async fn certify(
     daemon: &Arc<Daemon>,
-    (serving, ticket, leave): (Arc<Serving>, Ticket, Leave),
-    request: CertifyRequest,
-) -> Result<JobRecord> {
-    let plan = plan(&serving, request)?;
-    // The request ends now and the job goes on: it has a ticket of its own.
-    drop(leave);
-    let ticket = Ticket {
-        deadline: None,
-        cancel: tokio_util::sync::CancellationToken::new(),
-        patient: true,
-        ..ticket
-    };
+    request: Request<CertifyRequest>,
+) -> Answer<JobRecord> {
+    let (serving, mut ticket, _leave) = daemon.admit("Certify", &request)?;
+    let planning = Arc::clone(&serving);
+    let plan = blocking(move || plan(&planning, request.into_inner()));
+    let plan = plan.await.map_err(|error| status(&error))?;
+    // The job outlives its request: it ends when it is cancelled, or the daemon stops.
+    ticket.cancel = daemon.stop.child_token();
+    ticket.deadline = None;
+    ticket.patient = true;
     let job = daemon
         .jobs
         .begin("certify", "samples", ticket.cancel.clone());
     let record = jobs::record(&job.state());
-    let stop = daemon.stop.clone();
     tokio::spawn(async move {
-        let run = certify::run(&serving, &ticket, plan, &job);
-        let result = tokio::select! {
-            result = run => result,
-            () = stop.cancelled() => Err(Error::Stopping),
-            () = ticket.cancel.cancelled() => Err(Error::Cancelled),
-        };
+        let result = certify::run(&serving, &ticket, plan, &job).await;
         job.end(&result);
     });
-    Ok(record)
+    Ok(Response::new(record))
 }
 
 /// What there is, newest first.
-///
-/// # Errors
-/// The model is not loaded yet.
-pub(crate) fn list(
-    daemon: &Daemon,
-    request: &Request<ListCertificatesRequest>,
-) -> Result<ListCertificatesResponse> {
-    let serving = daemon.serving()?;
+pub(crate) async fn list(
+    daemon: &Arc<Daemon>,
+    request: Request<ListCertificatesRequest>,
+) -> Answer<ListCertificatesResponse> {
+    let serving = daemon.serving().map_err(|error| status(&error))?;
     let records = serving.certificates.list().into_iter();
     let records = records.map(|certificate| record(serving, &certificate));
     let certificates = records.filter(|record| record.valid || request.get_ref().include_void);
-    Ok(ListCertificatesResponse {
+    Ok(Response::new(ListCertificatesResponse {
         certificates: certificates.collect(),
-    })
+    }))
 }
 
 fn plan(serving: &Serving, request: CertifyRequest) -> Result<Plan> {
