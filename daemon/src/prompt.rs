@@ -90,6 +90,27 @@ pub(crate) fn around_documents(
     })
 }
 
+/// What stands before the documents of requests that say nothing before them themselves: a text, and
+/// a chat without a system message.
+///
+/// # Errors
+/// The template's.
+pub(crate) fn beginnings(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<Vec<Vec<u32>>> {
+    let mut asks = vec![Ask::Completion(String::new())];
+    if template.is_some() {
+        asks.push(Ask::Chat(vec![ChatMessage {
+            role: "user".to_owned(),
+            content: String::new(),
+        }]));
+    }
+    asks.iter()
+        .map(|ask| Ok(around_documents(ask, tokenizer, template)?.before))
+        .collect()
+}
+
 /// Token ids of one document: the same wherever it stands.
 ///
 /// # Errors

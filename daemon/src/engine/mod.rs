@@ -32,6 +32,7 @@ use crate::engine::scheduler::Floor;
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::packets::Shelf;
+use crate::prompt;
 
 /// Whether the engine can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,19 +107,23 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             }
         };
         let under = bench.under();
+        let tokenizer = Arc::clone(&bench.tokenizer);
+        let template = loaded.chat_template.as_ref();
+        let beginnings = prompt::beginnings(&bench.tokenizer, template).unwrap_or_default();
         state.send_modify(|state| {
             state.health = Health::Ready;
             state.under = under;
             state.ledger = bench.ledger_length();
         });
+        let shelf = Shelf::new(bench.model.device(), limits::MAPPED_BYTES);
+        let mut floor = Floor::new(queue, tokenizer, shelf, state, (abort, chunk));
+        if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
+            drop(tell.send(Err(error)));
+            return;
+        }
         // Only now: whoever hears of it may ask at once.
         drop(tell.send(Ok(loaded)));
-        let tokenizer = Arc::clone(&bench.tokenizer);
-        let shelf = Shelf::new(bench.model.device(), limits::MAPPED_BYTES);
-        run(
-            bench,
-            Floor::new(queue, tokenizer, shelf, state, (abort, chunk)),
-        );
+        run(bench, floor);
     };
     std::thread::Builder::new()
         .name("engine".to_owned())

@@ -78,7 +78,7 @@ impl Prefill {
         let last = self.prompt.segments.len() == 1;
         let most = ids.len() - usize::from(last && !ids.is_empty());
         let ids = ids.get(..most).unwrap_or_default();
-        let Some((kept, tokens)) = prefixes.find(namespace, revision, ids) else {
+        let Some((kept, tokens)) = prefixes.find(namespace, revision, (ids, !last)) else {
             return Ok(());
         };
         if tokens <= COPIED_TOKENS {

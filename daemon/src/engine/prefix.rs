@@ -12,7 +12,8 @@ use addenda_model::{PacketKv, SequenceKv};
 use crate::digest::Digest;
 use crate::error::Result;
 
-/// Fewer tokens than this are sooner computed than looked up and read apart.
+/// Fewer tokens than this are sooner computed than looked up and read apart, where others are
+/// computed behind them anyway.
 const LEAST_TOKENS: usize = 16;
 
 /// The kept beginnings.
@@ -23,7 +24,8 @@ pub(crate) struct Prefixes {
 }
 
 struct Kept {
-    namespace: String,
+    /// None: everybody's, for it holds nothing that a caller said.
+    namespace: Option<String>,
     revision: Digest,
     ids: Vec<u32>,
     kv: Rc<PacketKv>,
@@ -41,23 +43,24 @@ impl Prefixes {
         }
     }
 
-    /// The kept KV that has most of `ids` at its beginning, and how many of them.
+    /// The kept KV that has most of `ids` at its beginning, and how many of them. `whole` says that
+    /// with all of `ids` a pass of their own is saved, however few they are.
     pub(crate) fn find(
         &mut self,
         namespace: &str,
         revision: Digest,
-        ids: &[u32],
+        (ids, whole): (&[u32], bool),
     ) -> Option<(Rc<PacketKv>, usize)> {
         self.clock += 1;
         let mine = self.kept.iter_mut();
-        let mine = mine.filter(|kept| kept.revision == revision && kept.namespace == namespace);
+        let mine = mine.filter(|kept| kept.revision == revision && kept.serves(namespace));
         let (kept, common) = mine
             .map(|kept| {
                 let common = common(&kept.ids, ids);
                 (kept, common)
             })
             .max_by_key(|(_, common)| *common)?;
-        if common < LEAST_TOKENS {
+        if common < LEAST_TOKENS && !(whole && common > 0 && common == ids.len()) {
             return None;
         }
         kept.used = self.clock;
@@ -78,31 +81,58 @@ impl Prefixes {
     ) -> Result<()> {
         self.kept.retain(|kept| kept.revision == revision);
         let bytes = kv.bytes_of(ids.len())?;
-        let is_kept =
-            |kept: &Kept| kept.namespace == namespace && common(&kept.ids, ids) == ids.len();
+        let is_kept = |kept: &Kept| kept.serves(namespace) && common(&kept.ids, ids) == ids.len();
         if ids.len() < LEAST_TOKENS || bytes > self.budget || self.kept.iter().any(is_kept) {
             return Ok(());
         }
         let first = Rc::new(kv.first(ids.len())?);
+        let is_mine = |kept: &Kept| kept.namespace.as_deref() == Some(namespace);
         self.kept
-            .retain(|kept| kept.namespace != namespace || common(&kept.ids, ids) < kept.ids.len());
+            .retain(|kept| !is_mine(kept) || common(&kept.ids, ids) < kept.ids.len());
+        self.push((Some(namespace.to_owned()), revision), ids, first, bytes);
+        Ok(())
+    }
+
+    /// Keeps the KV of `ids`, all of the context `kv`, for everybody: a beginning that the daemon
+    /// itself puts before documents.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn share(&mut self, revision: Digest, ids: &[u32], kv: &SequenceKv) -> Result<()> {
+        let (first, bytes) = (Rc::new(kv.first(ids.len())?), kv.bytes_of(ids.len())?);
+        self.push((None, revision), ids, first, bytes);
+        Ok(())
+    }
+
+    fn push(
+        &mut self,
+        (namespace, revision): (Option<String>, Digest),
+        ids: &[u32],
+        first: Rc<PacketKv>,
+        bytes: usize,
+    ) {
         self.make_room(bytes);
         self.clock += 1;
         self.kept.push(Kept {
-            namespace: namespace.to_owned(),
+            namespace,
             revision,
             ids: ids.to_vec(),
             kv: first,
             bytes,
             used: self.clock,
         });
-        Ok(())
     }
 
     fn make_room(&mut self, bytes: usize) {
         let taken = |kept: &[Kept]| kept.iter().map(|kept| kept.bytes).sum::<usize>();
         self.kept.sort_by_key(|kept| std::cmp::Reverse(kept.used));
         while taken(&self.kept).saturating_add(bytes) > self.budget && self.kept.pop().is_some() {}
+    }
+}
+
+impl Kept {
+    fn serves(&self, namespace: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|own| own == namespace)
     }
 }
 

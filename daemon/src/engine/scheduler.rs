@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use addenda_model::{Tokenizer, Transformer};
+use addenda_model::{Input, Tokenizer, Transformer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -80,6 +80,20 @@ impl Floor {
     /// Whether nothing runs.
     pub(crate) fn is_idle(&self) -> bool {
         self.sequences.is_empty() && self.building.is_none()
+    }
+
+    /// Computes the beginnings that the daemon itself puts before documents, for everybody: no first
+    /// request waits for them, nor for what libtorch does at its first pass.
+    ///
+    /// # Errors
+    /// The model's.
+    pub(crate) fn begin(&mut self, model: &Transformer, beginnings: &[Vec<u32>]) -> Result<()> {
+        for ids in beginnings.iter().filter(|ids| !ids.is_empty()) {
+            let mut kv = model.new_kv()?;
+            drop(model.forward(Input::Ids(ids), &mut kv)?);
+            self.prefixes.share(self.under.revision, ids, &kv)?;
+        }
+        Ok(())
     }
 
     /// One round: takes in what came, drops what is unwanted, steps what runs. True if anything

@@ -9,13 +9,16 @@ use addenda_proto::addenda::v1::Mode;
 
 use crate::documents::{Resolved, blocking};
 use crate::engine::command::{Blend, Form, Prompt, Segment, Ticket};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::grpc::mode::{Choice, Wanted, Way};
 use crate::grpc::packets::adapter;
 use crate::grpc::{Serving, check};
 use crate::limits;
 use crate::packets::PacketSource;
 use crate::prompt::{self, Ask};
+
+/// Documents that are looked up at the same time.
+const AT_A_TIME: usize = 8;
 
 /// The agreement that `auto` wants to be certified where a request does not say.
 const LEAST_AGREEMENT: f32 = 0.95;
@@ -151,10 +154,23 @@ impl Asked {
             _ => None,
         };
         let mut resolved = Vec::with_capacity(self.documents.len());
-        for reference in &self.documents {
-            let documents = &serving.documents;
-            let document = documents.resolve(ticket, &self.namespace, reference, form);
-            resolved.push(document.await?);
+        // Several at a time, for each is hashed when it is first read.
+        for references in self.documents.chunks(AT_A_TIME) {
+            let tasks = references.iter().map(|reference| {
+                let (documents, ticket) = (serving.documents.clone(), ticket.clone());
+                let (namespace, reference) = (self.namespace.clone(), reference.clone());
+                tokio::spawn(async move {
+                    documents
+                        .resolve(&ticket, &namespace, &reference, form)
+                        .await
+                })
+            });
+            let tasks: Vec<_> = tasks.collect();
+            for task in tasks {
+                resolved.push(task.await.map_err(|error| Error::Panicked {
+                    message: error.to_string(),
+                })??);
+            }
         }
         Ok(resolved)
     }

@@ -14,7 +14,7 @@ use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::layer_kv::LayerKv;
-use crate::tensor::{int, multiplies_f32_faster};
+use crate::tensor::int;
 use crate::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
@@ -30,12 +30,7 @@ pub(crate) struct Attention {
     scale: f64,
     /// Keys farther back than this are not seen; `None` sees all.
     window: Option<usize>,
-    /// Whether f32 is the faster dtype here, whatever the weights are kept in.
-    widens: bool,
 }
-
-/// Queries that pay for widening the keys and values of a packet.
-const WIDEN_FROM: i64 = 8;
 
 /// Keys (rotated) and values of the tokens that stand before those of a batch,
 /// `[B, P, kv_heads, head_dim]` each.
@@ -105,7 +100,6 @@ impl Attention {
             kv_heads,
             head_dim,
             scale: config.attention_scale,
-            widens: multiplies_f32_faster(device),
             window: if windowed {
                 config.sliding_window
             } else {
@@ -246,14 +240,7 @@ impl Attention {
         let q = qk.f_narrow(-2, 0, self.heads)?;
         let together = packets.chunks(angles.packets_at_a_time);
         for (packets, angles) in together.zip(&angles.from_packets) {
-            // Turning makes f32 of them. Where that is the faster dtype, they stay so if there are
-            // enough of them to pay for widening the packet's keys and values.
-            let turned = if self.widens && q.size3()?.0 >= WIDEN_FROM {
-                angles.rotate_to_f32(&q)?
-            } else {
-                angles.rotate(&q)?
-            };
-            let turned = turned.f_transpose(1, 2)?;
+            let turned = angles.rotate(&q)?.f_transpose(1, 2)?;
             for (index, packet) in packets.iter().enumerate() {
                 if self.reaches(stand, packet.at + packet.tokens) {
                     let q = turned.f_select(0, int(index))?;

@@ -184,16 +184,13 @@ impl Rope {
 impl Angles {
     /// Turns `x [.., T, heads, head_dim]` by these angles, in f32, and gives it back in its dtype.
     pub(crate) fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        in_kind(&self.rotate_to_f32(x)?, x.kind())
-    }
-
-    /// The same, left in f32.
-    pub(crate) fn rotate_to_f32(&self, x: &Tensor) -> Result<Tensor> {
         // Products of two dtypes are computed one by one; those of one dtype several at a time.
-        let x = in_kind(x, Kind::Float)?;
+        let wide = in_kind(x, Kind::Float)?;
         let half = x.size().last().copied().unwrap_or(0) / 2;
-        let swapped = Tensor::f_cat(&[x.f_narrow(-1, half, half)?, x.f_narrow(-1, 0, half)?], -1)?;
-        Ok(x.f_mul(&self.cos)?.f_addcmul_(&swapped, &self.sin)?)
+        let halves = [wide.f_narrow(-1, half, half)?, wide.f_narrow(-1, 0, half)?];
+        let swapped = Tensor::f_cat(&halves, -1)?;
+        let rotated = wide.f_mul(&self.cos)?.f_addcmul_(&swapped, &self.sin)?;
+        in_kind(&rotated, x.kind())
     }
 }
 
