@@ -194,7 +194,7 @@ impl Blending {
         let block = model.block(0)?;
         let angles = model
             .rope(block)
-            .run(at + run.start, run.len(), &kv.origins())?;
+            .run(at + run.start, run.len(), &kv.anchors())?;
         let mut layer = kv.layer(0, run.start)?;
         layer.reserve(self.ids.len() - run.start)?;
         self.rows.push(block.forward(&x, &angles, &mut layer)?);
@@ -267,7 +267,7 @@ impl Blending {
             return Ok(0);
         }
         let block = model.block(index)?;
-        let angles = model.rope(block).scattered(places, &kv.origins())?;
+        let angles = model.rope(block).scattered(places, &kv.anchors())?;
         let rows = model.for_run(&x.f_narrow(0, int(run.start), int(run.len()))?)?;
         let layer = kv.layer(index, 0)?;
         let rows = block.forward_scattered(&rows, &angles, &layer, (places, self.ids.len()))?;

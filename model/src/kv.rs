@@ -3,7 +3,7 @@
 //! A [`SequenceKv`] is a run of *spans*: stretches of its own tail, which grows in place, and
 //! stretches of packets, which it shares with every other sequence that reads them. A packet keeps
 //! its keys as if it began at position 0; a span knows where in the sequence that token 0 would
-//! stand, its *origin*, also where only a later stretch of the packet is read.
+//! stand, its *anchor*, also where only a later stretch of the packet is read.
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -279,12 +279,12 @@ impl SequenceKv {
     }
 
     /// The positions at which the token 0 of each packet would stand, in order of the packets.
-    pub(crate) fn origins(&self) -> Vec<i64> {
-        let origin = |span: &Span| match span {
+    pub(crate) fn anchors(&self) -> Vec<i64> {
+        let anchor = |span: &Span| match span {
             Span::Packet { at, from, .. } => Some(int(*at) - int(*from)),
             Span::Tail { .. } => None,
         };
-        self.spans.iter().filter_map(origin).collect()
+        self.spans.iter().filter_map(anchor).collect()
     }
 
     /// What layer `index` sees and writes while more tokens are computed, of which `done` have

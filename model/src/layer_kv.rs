@@ -64,7 +64,7 @@ impl LayerKv<'_> {
         self.at
     }
 
-    /// The packets of the context, in order; their keys are turned as [`SequenceKv::origins`] says.
+    /// The packets of the context, in order; their keys are turned as [`SequenceKv::anchors`] says.
     pub(crate) fn packets(&self) -> Result<Vec<LayerSpan>> {
         let mut packets = Vec::new();
         for span in self.spans {

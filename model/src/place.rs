@@ -32,18 +32,18 @@ impl Transformer {
     }
 
     /// Keys and values `[kv_heads, n, head_dim]` of those `tokens` of a packet in one layer, as they
-    /// are where the packet's token 0 stands at position `origin`.
+    /// are where the packet's token 0 stands at position `anchor`.
     pub(crate) fn placed(
         &self,
         packet: &PacketKv,
         layer: usize,
         tokens: Range<usize>,
-        origin: usize,
+        anchor: usize,
     ) -> Result<(Tensor, Tensor)> {
         let plane = packet.plane(layer)?;
         let keys = cut(&plane.keys, tokens.start, tokens.len())?;
         let values = cut(&plane.values, tokens.start, tokens.len())?;
-        let turn = self.rope(self.block(layer)?).turn(origin)?;
+        let turn = self.rope(self.block(layer)?).turn(anchor)?;
         Ok((turn.rotate(&keys)?, values))
     }
 }

@@ -158,10 +158,10 @@ impl Transformer {
         }
         kv.check_room(tokens)?;
         x = self.for_run(&x)?;
-        let origins = kv.origins();
-        let angles = self.rope.run(kv.len(), tokens, &origins)?;
+        let anchors = kv.anchors();
+        let angles = self.rope.run(kv.len(), tokens, &anchors)?;
         let local = match &self.local_rope {
-            Some(rope) => Some(rope.run(kv.len(), tokens, &origins)?),
+            Some(rope) => Some(rope.run(kv.len(), tokens, &anchors)?),
             None => None,
         };
         for (layer, block) in self.blocks.iter().enumerate() {

@@ -90,32 +90,32 @@ impl Rope {
     }
 
     /// The angles of a run of `tokens` at positions `at ..`, in a context with packets whose
-    /// token 0 would stand at `origins`.
-    pub(crate) fn run(&self, at: usize, tokens: usize, origins: &[i64]) -> Result<RunAngles> {
+    /// token 0 would stand at `anchors`.
+    pub(crate) fn run(&self, at: usize, tokens: usize, anchors: &[i64]) -> Result<RunAngles> {
         let here = self.angles(at, tokens)?;
         let positions: Vec<i64> = (at..at + tokens).map(int).collect();
-        self.seen_from(here, &positions, origins)
+        self.seen_from(here, &positions, anchors)
     }
 
     /// The angles at those `positions`, in a context with packets whose token 0 would stand at
-    /// `origins`.
-    pub(crate) fn scattered(&self, positions: &[i64], origins: &[i64]) -> Result<RunAngles> {
+    /// `anchors`.
+    pub(crate) fn scattered(&self, positions: &[i64], anchors: &[i64]) -> Result<RunAngles> {
         let here = self.gather(positions, &[int(positions.len()), 1, -1])?;
-        self.seen_from(here, positions, origins)
+        self.seen_from(here, positions, anchors)
     }
 
     /// The angles of `positions` together with those relative to each packet.
-    fn seen_from(&self, here: Angles, positions: &[i64], origins: &[i64]) -> Result<RunAngles> {
+    fn seen_from(&self, here: Angles, positions: &[i64], anchors: &[i64]) -> Result<RunAngles> {
         let tokens = positions.len();
         let packets_at_a_time = (JOINT_ROTATIONS / tokens.max(1)).max(1);
-        let from_packets = origins
+        let from_packets = anchors
             .chunks(packets_at_a_time)
-            .map(|origins| {
-                let relative = origins
+            .map(|anchors| {
+                let relative = anchors
                     .iter()
-                    .flat_map(|origin| positions.iter().map(move |position| position - origin));
+                    .flat_map(|anchor| positions.iter().map(move |position| position - anchor));
                 let relative: Vec<i64> = relative.collect();
-                self.gather(&relative, &[int(origins.len()), int(tokens), 1, -1])
+                self.gather(&relative, &[int(anchors.len()), int(tokens), 1, -1])
             })
             .collect::<Result<_>>()?;
         Ok(RunAngles {
