@@ -82,7 +82,10 @@ fn model() -> Result<Transformer> {
         Ok(tensor.f_mul_scalar(0.02)?)
     };
     let mut tensors = HashMap::from([
-        ("model.embed_tokens.weight".to_owned(), random(&[49_152, 576])?),
+        (
+            "model.embed_tokens.weight".to_owned(),
+            random(&[49_152, 576])?,
+        ),
         ("model.norm.weight".to_owned(), random(&[576])?),
     ]);
     for layer in 0..30 {
@@ -116,7 +119,13 @@ fn packets(count: usize, tokens: usize) -> Result<Vec<Rc<PacketKv>>> {
     let elements = i64::try_from(shape.bytes()? / 2).unwrap_or(i64::MAX);
     let random = Tensor::f_randn([elements], (Kind::BFloat16, Device::Cpu))?;
     let bytes = to_bytes(&random)?;
-    let packet = |_| Ok(Rc::new(PacketKv::from_owner(Box::new(bytes.clone()), shape, Device::Cpu)?));
+    let packet = |_| {
+        Ok(Rc::new(PacketKv::from_owner(
+            Box::new(bytes.clone()),
+            shape,
+            Device::Cpu,
+        )?))
+    };
     (0..count).map(packet).collect()
 }
 

@@ -177,13 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_daemon_puts_before_documents_is_everybodys_however_short_it_is() {
+        let mut prefixes = Prefixes::new(1 << 20);
+        prefixes.share(BASE, &[7], &context(1)).unwrap();
+        for namespace in ["a", "b"] {
+            let found = prefixes.find(namespace, BASE, (&[7], true));
+            assert_eq!(found.map(|(_, tokens)| tokens), Some(1));
+            assert!(prefixes.find(namespace, BASE, (&[7, 8], true)).is_none());
+            assert!(prefixes.find(namespace, BASE, (&[8], true)).is_none());
+        }
+    }
+
+    #[test]
     fn the_longest_common_beginning_is_found_and_no_other_tenants() {
         let mut prefixes = Prefixes::new(1 << 20);
         prefixes.keep("a", BASE, &ids(0..40), &context(40)).unwrap();
         let other = [ids(0..30), ids(90..120)].concat();
         prefixes.keep("a", BASE, &other, &context(60)).unwrap();
         let mut common = |namespace, revision, ids: &[u32]| {
-            let found = prefixes.find(namespace, revision, ids);
+            let found = prefixes.find(namespace, revision, (ids, false));
             found.map(|(_, common)| common)
         };
         assert_eq!(common("a", BASE, &ids(0..50)), Some(40));
@@ -210,7 +222,7 @@ mod tests {
             .keep("a", edited, &ids(0..20), &context(20))
             .unwrap();
         assert_eq!(prefixes.kept.len(), 1);
-        assert!(prefixes.find("a", BASE, &ids(0..40)).is_none());
+        assert!(prefixes.find("a", BASE, (&ids(0..40), false)).is_none());
     }
 
     #[test]
@@ -218,17 +230,17 @@ mod tests {
         let mut prefixes = Prefixes::new(100 * TOKEN);
         prefixes.keep("a", BASE, &ids(0..40), &context(40)).unwrap();
         prefixes.keep("b", BASE, &ids(0..40), &context(40)).unwrap();
-        assert!(prefixes.find("a", BASE, &ids(0..40)).is_some());
+        assert!(prefixes.find("a", BASE, (&ids(0..40), false)).is_some());
         prefixes.keep("c", BASE, &ids(0..40), &context(40)).unwrap();
-        assert!(prefixes.find("a", BASE, &ids(0..40)).is_some());
-        assert!(prefixes.find("b", BASE, &ids(0..40)).is_none());
+        assert!(prefixes.find("a", BASE, (&ids(0..40), false)).is_some());
+        assert!(prefixes.find("b", BASE, (&ids(0..40), false)).is_none());
         prefixes
             .keep("d", BASE, &ids(0..101), &context(101))
             .unwrap();
         assert!(
-            prefixes.find("d", BASE, &ids(0..101)).is_none(),
+            prefixes.find("d", BASE, (&ids(0..101), false)).is_none(),
             "too large"
         );
-        assert!(prefixes.find("c", BASE, &ids(0..40)).is_some());
+        assert!(prefixes.find("c", BASE, (&ids(0..40), false)).is_some());
     }
 }

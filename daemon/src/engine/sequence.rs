@@ -237,7 +237,7 @@ impl Task {
                 generating.end(ticket, (under, reused), finish);
             }
             Self::Score(scoring) => scoring.end(under, result.map(|_| ())),
-            Self::Trace(tracing) => tracing.end(under, result.map(|_| ())),
+            Self::Trace(tracing) => tracing.end(result.map(|_| ())),
         }
     }
 }

@@ -9,7 +9,7 @@ use addenda_model::{Input, SequenceKv, Tokenizer, Transformer};
 use tch::{Device, Kind, Tensor};
 use tokio::sync::oneshot;
 
-use crate::engine::command::{Follow, Prompt, Trace, Traced, Under};
+use crate::engine::command::{Follow, Prompt, Trace, Traced};
 use crate::error::Result;
 
 /// What traces, once its prompt is in the context.
@@ -119,13 +119,12 @@ impl Tracing {
     }
 
     /// Sends the answer.
-    pub(crate) fn end(self, under: Under, result: Result<()>) {
+    pub(crate) fn end(self, result: Result<()>) {
         let first_at = self.first_at.unwrap_or_else(Instant::now);
         let traced = result.map(|()| Traced {
             ids: self.ids,
             logprobs: self.logprobs,
             first_at,
-            under,
         });
         drop(self.reply.send(traced));
     }
