@@ -103,7 +103,7 @@ pub(crate) enum ModeArg {
 }
 
 impl ModeArg {
-    fn wire(self) -> wire::Mode {
+    pub(crate) fn wire(self) -> wire::Mode {
         match self {
             Self::Auto => wire::Mode::Auto,
             Self::Full => wire::Mode::Full,

@@ -26,8 +26,8 @@ use crate::prompt::Ask;
 /// Tokens of an answer that are compared, at most.
 const ANSWER_TOKENS: usize = 32;
 
-/// Where the samples' documents are put while they are measured.
-const NAMESPACE: &str = "addenda.certify";
+/// Packets that are erased between two looks.
+const PAGE: usize = 100;
 
 /// What is to be measured.
 pub(crate) struct Plan {
@@ -35,6 +35,13 @@ pub(crate) struct Plan {
     pub(crate) samples: Vec<Sample>,
     /// Names of what the samples come from.
     pub(crate) suites: Vec<String>,
+}
+
+/// A sample whose documents are put.
+struct Question<'a> {
+    sample: &'a Sample,
+    namespace: &'a str,
+    names: Vec<String>,
 }
 
 /// One way's figures so far.
@@ -74,12 +81,23 @@ pub(crate) async fn run(
         link_tokens: None,
         blend_share: None,
     });
+    // The samples' documents are put where nobody else's are.
+    let namespace = format!("addenda.certify.{}", job.state().id);
+    let namespace = namespace.as_str();
     for (done, sample) in (0..).zip(&plan.samples) {
         ticket.check()?;
         job.progress(&so_far(&tallies), done, total);
-        let names = put(serving, ticket, sample).await?;
-        let measured = measure(serving, ticket, sample, &names, (&mut full, &mut tallies)).await;
-        erase(serving, names).await?;
+        let measured = async {
+            let names = put(serving, ticket, (sample, namespace)).await?;
+            let question = Question {
+                sample,
+                namespace,
+                names,
+            };
+            measure(serving, ticket, &question, (&mut full, &mut tallies)).await
+        };
+        let measured = measured.await;
+        erase(serving, namespace).await?;
         measured?;
     }
     let measured_at = now_ms();
@@ -104,14 +122,14 @@ pub(crate) async fn run(
 async fn measure(
     serving: &Arc<Serving>,
     ticket: &Ticket,
-    sample: &Sample,
-    names: &[String],
+    question: &Question<'_>,
     (full, tallies): (&mut Tally, &mut [Tally]),
 ) -> Result<()> {
+    let sample = question.sample;
     let greedy = || Follow::Greedy(ANSWER_TOKENS);
-    let right = answer(serving, ticket, (sample, names, full.way), greedy()).await?;
+    let right = answer(serving, ticket, (question, full.way), greedy()).await?;
     for tally in tallies {
-        let asked = (sample, names, tally.way);
+        let asked = (question, tally.way);
         let own = answer(serving, ticket, asked, greedy()).await?;
         let tokens = if own.traced.ids == right.traced.ids {
             agreement::compare(&right.traced.logprobs, &own.traced.logprobs)
@@ -140,9 +158,10 @@ async fn measure(
 async fn answer(
     serving: &Arc<Serving>,
     ticket: &Ticket,
-    (sample, names, way): (&Sample, &[String], Way),
+    (question, way): (&Question<'_>, Way),
     follow: Follow,
 ) -> Result<Answer> {
+    let sample = question.sample;
     let ask = match serving.template() {
         Some(_) => Ask::Chat(vec![ChatMessage {
             role: "user".to_owned(),
@@ -151,7 +170,7 @@ async fn answer(
         // A base model goes on with the text.
         None => Ask::Completion(format!("Question: {}\nAnswer:", sample.question)),
     };
-    let asked = Asked::in_way(ask, names.to_vec(), way, NAMESPACE)?;
+    let asked = Asked::in_way(ask, question.names.clone(), way, question.namespace)?;
     let mut tries = 0;
     loop {
         tries += 1;
@@ -182,26 +201,37 @@ async fn answer(
 }
 
 /// Puts a sample's documents; their names.
-async fn put(serving: &Arc<Serving>, ticket: &Ticket, sample: &Sample) -> Result<Vec<String>> {
+async fn put(
+    serving: &Arc<Serving>,
+    ticket: &Ticket,
+    (sample, namespace): (&Sample, &str),
+) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (place, text) in sample.documents.iter().enumerate() {
         let name = format!("sample-{place}");
         let put = serving
             .documents
-            .put(ticket, NAMESPACE, &name, text.clone());
+            .put(ticket, namespace, &name, text.clone());
         put.await?;
         names.push(name);
     }
     Ok(names)
 }
 
-async fn erase(serving: &Arc<Serving>, names: Vec<String>) -> Result<()> {
+/// Erases all that was put or made in the namespace, joint packets of several documents included.
+async fn erase(serving: &Arc<Serving>, namespace: &str) -> Result<()> {
     let store = Arc::clone(serving.documents.packets.store());
+    let namespace = namespace.to_owned();
     blocking(move || {
-        for name in &names {
-            store.delete_document(NAMESPACE, name)?;
+        loop {
+            let some = store.list(&namespace, None, PAGE)?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            for manifest in some {
+                store.delete(&manifest.id)?;
+            }
         }
-        Ok(())
     })
     .await
 }

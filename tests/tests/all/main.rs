@@ -9,6 +9,7 @@
 mod adapter;
 mod adapters;
 mod catalogue;
+mod certificates;
 mod chat_template;
 mod cli;
 mod codec;

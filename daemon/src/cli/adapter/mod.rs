@@ -1,5 +1,6 @@
 //! `addenda adapter`: soft tokens that packets' documents are wrapped in.
 
+mod certify;
 mod show;
 mod train;
 
@@ -21,6 +22,14 @@ use crate::config::format_bytes;
 pub(crate) enum AdapterCommand {
     /// Train an adapter on samples; the same command again goes on where it was stopped
     Train(train::TrainArgs),
+    /// Measure how well modes agree with full prefill; `--mode auto` goes by it
+    Certify(certify::CertifyArgs),
+    /// List certificates
+    Certificates {
+        /// Void ones as well
+        #[arg(long)]
+        all: bool,
+    },
     /// List adapters
     List,
     /// Wrap documents in an adapter from now on, or in none
@@ -55,6 +64,8 @@ impl AdapterCommand {
         let mut adapters = client.adapters();
         match self {
             Self::Train(args) => return args.run(&client, console).await,
+            Self::Certify(args) => return args.run(&client, console).await,
+            Self::Certificates { all } => return certify::list(&client, all, console).await,
             Self::List => {
                 let list = adapters.list(ListAdaptersRequest {}).await?.into_inner();
                 show::list(&list.adapters, console)?;

@@ -1,7 +1,8 @@
 //! Adapters as people read them.
 
-use addenda_proto::addenda::v1::AdapterRecord;
+use addenda_proto::addenda::v1::{AdapterRecord, CertificateRecord};
 
+use crate::cli::ask::mode_name;
 use crate::cli::console::Console;
 use crate::cli::error::Result;
 use crate::cli::table::{fields, table};
@@ -88,4 +89,44 @@ pub(crate) fn activated(adapter: &AdapterRecord, console: &mut Console) -> Resul
         adapter.name,
         short(&adapter.id)
     ))
+}
+
+pub(crate) fn certificates(records: &[CertificateRecord], console: &mut Console) -> Result<()> {
+    if console.json() {
+        return console.messages("CertificateRecord", records);
+    }
+    if records.is_empty() {
+        return console.line("No valid certificates. `addenda adapter certify` measures.");
+    }
+    let mut rows = table(&[
+        "Certificate",
+        "Mode",
+        ">Agreement",
+        ">at least",
+        ">Mean KL",
+        ">F1 (full)",
+        ">First token (full)",
+        ">Samples",
+        "Valid",
+    ]);
+    for record in records {
+        let share = record.agreement.unwrap_or_default();
+        let f1 = record.f1.zip(record.f1_full);
+        rows.add_row([
+            short(&record.id).to_owned(),
+            mode_name(record.mode()).to_owned(),
+            format!("{:.3}", share.value),
+            format!("{:.3}", share.low),
+            format!("{:.4}", record.mean_kl),
+            f1.map(|(f1, full)| format!("{f1:.3} ({full:.3})"))
+                .unwrap_or_default(),
+            format!("{:.0} ms ({:.0})", record.ttft_ms, record.ttft_full_ms),
+            grouped(record.samples.into()),
+            match record.valid {
+                true => "yes".to_owned(),
+                false => format!("no: {}", record.void_reason),
+            },
+        ]);
+    }
+    console.rows(rows)
 }
