@@ -38,6 +38,10 @@ pub(crate) const LARGEST_PAGE: u32 = 1000;
 pub(crate) const RUNNING: usize = 16;
 /// Events of one answer that may wait for its client; then the sequence pauses.
 pub(crate) const EVENTS: usize = 64;
+/// Adapters of one data directory.
+pub(crate) const ADAPTERS: usize = 256;
+/// Suites that one training names; one may be named more than once.
+pub(crate) const SUITES: usize = 32;
 /// Ended jobs that are remembered.
 pub(crate) const ENDED_JOBS: usize = 1000;
 /// Requests that one connection may have open.

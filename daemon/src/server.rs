@@ -9,12 +9,15 @@ use std::sync::{Arc, OnceLock};
 
 use addenda_cache::{Store, StoreOptions};
 use addenda_proto::FILE_DESCRIPTOR_SET;
+use addenda_proto::addenda::v1::adapters_server::AdaptersServer;
 use addenda_proto::addenda::v1::admin_server::AdminServer;
 use addenda_proto::addenda::v1::generation_server::GenerationServer;
 use addenda_proto::addenda::v1::jobs_server::JobsServer;
 use addenda_proto::addenda::v1::knowledge_server::KnowledgeServer;
 use addenda_proto::addenda::v1::packets_server::PacketsServer;
-use addenda_proto::addenda::v1::{generation_server, knowledge_server, packets_server};
+use addenda_proto::addenda::v1::{
+    adapters_server, generation_server, knowledge_server, packets_server,
+};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -31,6 +34,7 @@ use crate::documents::{Documents, blocking};
 use crate::engine::load::{Loaded, Setup};
 use crate::engine::{self, Started};
 use crate::error::{Error, Result};
+use crate::grpc::adapters::AdaptersService;
 use crate::grpc::admin::AdminService;
 use crate::grpc::generation::GenerationService;
 use crate::grpc::jobs::JobsService;
@@ -174,6 +178,7 @@ impl Daemon {
 async fn tell(health: &HealthReporter, status: ServingStatus) {
     health.set_service_status("", status).await;
     let engine = [
+        adapters_server::SERVICE_NAME,
         generation_server::SERVICE_NAME,
         knowledge_server::SERVICE_NAME,
         packets_server::SERVICE_NAME,
@@ -221,6 +226,7 @@ fn listen(
     let stop = daemon.stop.clone();
     let packets = PacketsServer::new(PacketsService(Arc::clone(&daemon)));
     let generation = GenerationServer::new(GenerationService(Arc::clone(&daemon)));
+    let adapters = AdaptersServer::new(AdaptersService(Arc::clone(&daemon)));
     let knowledge = KnowledgeServer::new(KnowledgeService(Arc::clone(&daemon)));
     let router = Server::builder()
         .concurrency_limit_per_connection(limits::REQUESTS_PER_CONNECTION)
@@ -232,6 +238,11 @@ fn listen(
         .add_service(older_reflection)
         .add_service(AdminServer::new(AdminService(Arc::clone(&daemon))))
         .add_service(JobsServer::new(JobsService(daemon)))
+        .add_service(
+            adapters
+                .max_decoding_message_size(most)
+                .max_encoding_message_size(most),
+        )
         .add_service(
             knowledge
                 .max_decoding_message_size(most)

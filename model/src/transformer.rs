@@ -217,9 +217,14 @@ impl Transformer {
     /// # Errors
     /// As [`Self::forward_batch`].
     pub fn forward_embeddings(&self, embeddings: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let x = embeddings.f_to_kind(self.kind)?;
+        let tokens = usize::try_from(embeddings.size3()?.1).unwrap_or(0);
+        let kind = match tokens >= self.widen_from {
+            true => Kind::Float,
+            false => self.kind,
+        };
+        let x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
         let x = self.run(x, 0..self.blocks.len(), pass)?;
-        self.norm.forward(&x)
+        in_kind(&self.norm.forward(&x)?, self.kind)
     }
 
     /// The first layers only, `0 ..= layer`: the residual stream `[B, S, d]` as it leaves `layer`.

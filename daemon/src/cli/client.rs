@@ -57,6 +57,12 @@ impl Client {
             .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
+    pub(crate) fn adapters(&self) -> wire::adapters_client::AdaptersClient<Channel> {
+        wire::adapters_client::AdaptersClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+            .max_encoding_message_size(MAX_ANSWER_BYTES)
+    }
+
     pub(crate) fn jobs(&self) -> wire::jobs_client::JobsClient<Channel> {
         wire::jobs_client::JobsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_ANSWER_BYTES)

@@ -3,6 +3,7 @@
 //! Owns the grammar of the commands and the words that people read. Reaches the daemon over gRPC
 //! only and never opens its store; `doctor` alone looks at files, and changes none.
 
+mod adapter;
 mod ask;
 mod client;
 mod config;
@@ -62,6 +63,9 @@ enum Command {
     /// Turn documents into packets, and look after them.
     #[command(subcommand)]
     Packet(packet::PacketCommand),
+    /// Train adapters, and choose which one packets are made with.
+    #[command(subcommand)]
+    Adapter(adapter::AdapterCommand),
     /// See and stop long work.
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -137,6 +141,7 @@ impl Command {
             Self::Ask(args) => client::block_on(args.run(connect, console)),
             Self::Fact(command) => client::block_on(command.run(connect, console)),
             Self::Packet(command) => client::block_on(command.run(connect, console)),
+            Self::Adapter(command) => client::block_on(command.run(connect, console)),
             Self::Job(command) => client::block_on(command.run(connect, console)),
         }
     }

@@ -142,6 +142,12 @@ pub const KEYS: &[Key] = &[
         "tokens that one prefill step computes",
     ),
     key(
+        "adapter",
+        KeyKind::Text,
+        Some("auto"),
+        "auto (the last activated, or what ships), none, or an adapter's id or name",
+    ),
+    key(
         "packet_codec",
         KeyKind::Text,
         Some("none"),

@@ -13,7 +13,7 @@ mod values;
 
 pub use keys::{KEYS, Key, KeyKind};
 pub use load::{Inputs, Loaded, Setting, Source, load};
-pub use values::{DeviceChoice, DtypeChoice, format_bytes, parse_bytes};
+pub use values::{AdapterChoice, DeviceChoice, DtypeChoice, format_bytes, parse_bytes};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -50,6 +50,8 @@ pub struct Config {
     pub max_tokens: u32,
     /// Tokens that one prefill step computes, so that other sequences get their turn.
     pub prefill_chunk: usize,
+    /// The adapter to begin with.
+    pub adapter: AdapterChoice,
     /// How the numbers of new packets are kept.
     pub packet_codec: Codec,
     /// Bytes that packets may take on disk; 0 sets no limit.

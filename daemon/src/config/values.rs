@@ -77,6 +77,40 @@ impl FromStr for DtypeChoice {
     }
 }
 
+/// The adapter that a daemon begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdapterChoice {
+    /// The one that was activated last, or else the one that ships for the model, or else none.
+    Auto,
+    /// None.
+    None,
+    /// The one of this id or name.
+    Named(String),
+}
+
+impl fmt::Display for AdapterChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::Named(name) => name,
+        })
+    }
+}
+
+impl FromStr for AdapterChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            name if addenda_model::adapter::is_name(name) => Ok(Self::Named(name.to_owned())),
+            _ => Err("must be auto, none, or an adapter's id or name".to_owned()),
+        }
+    }
+}
+
 /// Units of bytes, largest first. Powers of 1024 and of 1000 both have their own names.
 const UNITS: &[(&str, u64)] = &[
     ("tib", 1 << 40),

@@ -7,7 +7,7 @@
 use addenda_model::{Codec, Input, SequenceKv, Transformer};
 use tokio::sync::oneshot;
 
-use crate::engine::command::{Build, Built, Form, Origin, Ticket, Under};
+use crate::engine::command::{Build, Built, Form, NO_ADAPTER, Origin, Ticket, Under, View};
 use crate::error::{Error, Result};
 
 /// A document on its way to a packet.
@@ -63,7 +63,11 @@ impl Building {
     ///
     /// # Errors
     /// The model's.
-    pub(crate) fn step(&mut self, model: &Transformer, chunk: usize) -> Result<bool> {
+    pub(crate) fn step(&mut self, view: View<'_>, chunk: usize) -> Result<bool> {
+        if self.origin.adapter != NO_ADAPTER {
+            return self.step_wrapped(view, chunk);
+        }
+        let model = view.model;
         let rest = self.ids.get(self.done..).unwrap_or_default();
         let run = rest.get(..chunk.max(1)).unwrap_or(rest);
         if !run.is_empty() {
@@ -72,6 +76,17 @@ impl Building {
             self.done += run.len();
         }
         Ok(self.done == self.ids.len())
+    }
+
+    /// The same for a document between the adapter's soft tokens.
+    fn step_wrapped(&mut self, view: View<'_>, chunk: usize) -> Result<bool> {
+        let adapter = view.adapter.ok_or(Error::Stale)?;
+        let all = adapter.wrapped_tokens(self.ids.len());
+        let end = self.done.saturating_add(chunk.max(1)).min(all);
+        let run = adapter.wrap_part(view.model, &self.ids, self.done..end)?;
+        drop(view.model.forward(Input::Embeddings(&run), &mut self.kv)?);
+        self.done = end;
+        Ok(self.done == all)
     }
 
     /// Begins again where the weights, or the adapter it is wrapped in, have changed.

@@ -6,11 +6,12 @@
 use std::time::{Duration, Instant};
 
 use addenda_editor::{Added, Editor, Fact, FactId, FactRecord, Figures};
-use addenda_model::{Blending, Codec, SamplingParams, Transformer};
+use addenda_model::{Adapter, Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
+use crate::adapters::training::{Course, Note};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::jobs::JobHandle;
@@ -61,6 +62,8 @@ pub(crate) enum Command {
     Build(Box<Build>),
     /// Change or measure the weights.
     Edit(Box<Edit>),
+    /// Wear another adapter, or train one.
+    Adapt(Box<Adapt>),
     /// Look something up; takes no time to speak of.
     Consult(Consult),
 }
@@ -326,11 +329,28 @@ pub(crate) enum Edit {
     },
 }
 
+/// A request about adapters.
+pub(crate) enum Adapt {
+    /// Wrap documents in the adapter of this file from now on, or in none.
+    Wear {
+        file: Option<Vec<u8>>,
+        reply: oneshot::Sender<Result<()>>,
+    },
+    /// Train one beside everything else.
+    Train {
+        course: Course,
+        /// What is to be kept and told; an error or [`Note::Done`] comes last.
+        notes: mpsc::Sender<Result<Note>>,
+    },
+}
+
 /// What a consultation sees.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub(crate) model: &'a Transformer,
     pub(crate) editor: &'a Editor,
+    /// The adapter that documents are wrapped in.
+    pub(crate) adapter: Option<&'a Adapter>,
 }
 
 /// A look at the engine's state, or the reason why there will be none.
@@ -348,7 +368,19 @@ impl Command {
             Self::Trace(trace) => drop(trace.reply.send(Err(error))),
             Self::Build(build) => drop(build.reply.send(Err(error))),
             Self::Edit(edit) => edit.refuse(error),
+            Self::Adapt(adapt) => adapt.refuse(error),
             Self::Consult(consult) => consult(Err(error)),
+        }
+    }
+}
+
+impl Adapt {
+    /// Answers with an error instead of doing it.
+    pub(crate) fn refuse(self, error: Error) {
+        match self {
+            Self::Wear { reply, .. } => drop(reply.send(Err(error))),
+            // The channel is new, so there is room.
+            Self::Train { notes, .. } => drop(notes.try_send(Err(error))),
         }
     }
 }

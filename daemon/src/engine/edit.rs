@@ -11,16 +11,23 @@ use addenda_editor::{Editor, Error as EditorError, Pace, Progress};
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::digest::Digest;
-use crate::engine::command::{Command, Edit, NO_ADAPTER, Ticket, Under, View, Waiting};
+use crate::engine::command::{Command, Edit, Ticket, Under, View, Waiting};
 use crate::engine::scheduler::{Floor, guard};
+use crate::engine::wear::{Working, Worn};
 use crate::error::{Error, Result};
 use crate::jobs::JobHandle;
 
-/// The weights, and who may change them.
+/// The weights, who may change them, and the adapter that goes with them.
 pub(crate) struct Bench {
     pub(crate) model: Transformer,
     pub(crate) editor: Editor,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Fingerprint of the base weights.
+    pub(crate) base: [u8; 32],
+    /// The adapter that documents are wrapped in.
+    pub(crate) worn: Option<Worn>,
+    /// The adapter that is being trained.
+    pub(crate) working: Option<Working>,
 }
 
 impl Bench {
@@ -29,6 +36,7 @@ impl Bench {
         View {
             model: &self.model,
             editor: &self.editor,
+            adapter: self.worn.as_ref().map(|worn| &worn.adapter),
         }
     }
 
@@ -36,7 +44,7 @@ impl Bench {
     pub(crate) fn under(&self) -> Under {
         Under {
             revision: Digest(self.editor.revision()),
-            adapter: NO_ADAPTER,
+            adapter: self.adapter_digest(),
             active_facts: self.editor.active(),
             changed: false,
         }
@@ -50,8 +58,11 @@ impl Bench {
             .map_or(0, |event| event.sequence)
     }
 
-    /// Does one edit, from its plan to its answer.
+    /// Does one edit, from its plan to its answer, or one change of adapter.
     pub(crate) fn edit(&mut self, floor: &mut Floor, waiting: Waiting) {
+        if matches!(waiting.command, Command::Adapt(_)) {
+            return self.adapt(floor, waiting);
+        }
         let Waiting { ticket, command } = waiting;
         let Command::Edit(edit) = command else {
             command.refuse(Error::invalid("command", "is no edit"));

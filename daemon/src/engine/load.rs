@@ -9,9 +9,11 @@ use addenda_editor::{Corpus, Editor, EditorOptions, Settings};
 use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Tokenizer, Transformer};
 use tch::{Device, Kind};
 
+use crate::adapters::library::Library;
 use crate::config::{Config, DeviceChoice, DtypeChoice};
 use crate::digest::Digest;
 use crate::engine::edit::Bench;
+use crate::engine::wear::Worn;
 use crate::error::Result;
 
 /// What the engine is started with.
@@ -31,6 +33,7 @@ pub(crate) struct Loaded {
     pub(crate) parameters: u64,
     pub(crate) kind: Kind,
     pub(crate) device: Device,
+    pub(crate) adapters: Arc<Library>,
 }
 
 /// Loads all of it on the calling thread, which is the engine's.
@@ -53,22 +56,39 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
         "the model is loaded"
     );
     let editor = open_editor(config, &mut model, &tokenizer, files.fingerprint)?;
+    let base = Digest(files.fingerprint);
+    let adapters = Library::open(config.data_dir.join("adapters"), base)?;
+    let worn = wear(config, &adapters, &model)?;
     let loaded = Loaded {
         model_path: setup.model_path.clone(),
         config: model_config,
         tokenizer: Arc::clone(&tokenizer),
         chat_template: files.chat_template,
-        fingerprint: Digest(files.fingerprint),
+        fingerprint: base,
         parameters: model.parameters(),
         kind,
         device,
+        adapters: Arc::new(adapters),
     };
     let bench = Bench {
         model,
         editor,
         tokenizer,
+        base: base.0,
+        worn,
+        working: None,
     };
     Ok((bench, loaded))
+}
+
+/// The adapter to begin with.
+fn wear(config: &Config, adapters: &Library, model: &Transformer) -> Result<Option<Worn>> {
+    let Some(entry) = adapters.first(&config.adapter)? else {
+        return Ok(None);
+    };
+    let worn = Worn::new(&adapters.bytes(&entry)?, entry.base, model)?;
+    tracing::info!(adapter = %entry.id, name = %entry.name, "documents are wrapped in an adapter");
+    Ok(Some(worn))
 }
 
 fn device(choice: DeviceChoice) -> Result<Device> {

@@ -17,6 +17,7 @@ pub(crate) mod score;
 pub(crate) mod sequence;
 pub(crate) mod stops;
 pub(crate) mod trace;
+pub(crate) mod wear;
 
 use std::sync::Arc;
 
@@ -142,7 +143,7 @@ fn run(mut bench: Bench, mut floor: Floor) {
         let worked = floor.round(bench.view());
         if let Some(waiting) = floor.next_edit() {
             bench.edit(&mut floor, waiting);
-        } else if !worked {
+        } else if !bench.train(&floor, worked) && !worked {
             if floor.queue.is_closed() && floor.is_idle() && floor.queue.len() == 0 {
                 return;
             }

@@ -90,7 +90,7 @@ impl Floor {
         let round = Round::choose(&self.sequences, self.turn);
         let worked = !round.is_empty() || self.building.is_some();
         self.step_sequences(view.model, &round);
-        self.step_building(view.model, &round);
+        self.step_building(view, &round);
         worked
     }
 
@@ -102,9 +102,10 @@ impl Floor {
         self.beside_edit = false;
     }
 
-    /// The next edit that waits, with its ticket.
+    /// The next edit that waits, or change of adapter, with its ticket.
     pub(crate) fn next_edit(&self) -> Option<Waiting> {
-        let is_edit = |waiting: &Waiting| matches!(waiting.command, Command::Edit(_));
+        let is_edit =
+            |waiting: &Waiting| matches!(waiting.command, Command::Edit(_) | Command::Adapt(_));
         self.queue.take_first(is_edit)
     }
 
@@ -185,7 +186,7 @@ impl Floor {
     }
 
     /// Why nothing may run any more, if so.
-    fn verdict(&self) -> Option<Error> {
+    pub(crate) fn verdict(&self) -> Option<Error> {
         let poisoned = matches!(self.state.borrow().health, Health::Poisoned(_));
         (poisoned || self.abort.is_cancelled()).then(|| verdict_of(&self.state, &self.abort))
     }
@@ -263,7 +264,7 @@ impl Floor {
         }
     }
 
-    fn step_building(&mut self, model: &Transformer, round: &Round) {
+    fn step_building(&mut self, view: View<'_>, round: &Round) {
         let busy = !round.is_empty();
         let started = Instant::now();
         if busy && started < self.build_after {
@@ -275,7 +276,7 @@ impl Floor {
         let chunk = round.chunk(self.chunk, self.beside_edit || busy);
         let span = building.ticket.span.clone();
         let _span = span.enter();
-        match guard(|| building.step(model, chunk)) {
+        match guard(|| building.step(view, chunk)) {
             Ok(false) => self.building = Some(building),
             Ok(true) => {
                 // A panic here drops the reply, which its caller notices.

@@ -3,6 +3,7 @@
 //! Owns the translation between wire and daemon, and every check of a request. Holds no tensor and
 //! opens no file. Invariant: whatever a client sends, it gets a status and a sentence.
 
+pub(crate) mod adapters;
 pub(crate) mod admin;
 pub(crate) mod certificates;
 pub(crate) mod certify;

@@ -279,6 +279,11 @@ fn where_no_daemon_answers_the_error_says_how_to_start_one() {
 fn every_command_explains_itself_and_a_wrong_one_is_a_usage_error() {
     let home = tempfile::tempdir().unwrap();
     let commands = [
+        "adapter activate",
+        "adapter export",
+        "adapter import",
+        "adapter list",
+        "adapter train",
         "ask",
         "config print",
         "demo",
@@ -486,6 +491,11 @@ fn a_folder_is_warmed_listed_pinned_asked_and_erased_from_the_command_line() {
     );
 
     let question = [
+        "adapter activate",
+        "adapter export",
+        "adapter import",
+        "adapter list",
+        "adapter train",
         "ask",
         "--raw",
         "--doc",

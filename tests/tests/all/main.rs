@@ -7,6 +7,7 @@
 )]
 
 mod adapter;
+mod adapters;
 mod catalogue;
 mod chat_template;
 mod cli;

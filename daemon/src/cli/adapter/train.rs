@@ -1,0 +1,133 @@
+//! `addenda adapter train`: a training, followed to its end or left to itself.
+
+use std::process::ExitCode;
+
+use addenda_proto::addenda::v1::{
+    GetJobRequest, JobState, ListAdaptersRequest, TrainAdapterRequest, TrainingData,
+};
+use clap::Args;
+
+use super::show;
+use crate::cli::client::Client;
+use crate::cli::console::Console;
+use crate::cli::error::{Error, Result};
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// A name for people [default: the model's]
+    #[arg(long, default_value = "")]
+    name: String,
+    /// What to train on: biography, needle, tracking, prose, documents; repeat for more, and one
+    /// twice for a double share [default: all that can be had]
+    #[arg(long = "suite", value_name = "SUITE")]
+    suites: Vec<String>,
+    /// Documents that were put, for the suite "documents"; repeat for more [default: all]
+    #[arg(long = "document", value_name = "NAME")]
+    documents: Vec<String>,
+    /// Whose documents
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    namespace: String,
+    /// Samples to train on [default: 384]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    samples: u32,
+    /// Samples to validate on [default: 48]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    validation: u32,
+    /// Passes over the samples [default: 3]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    epochs: u32,
+    /// Samples between two updates [default: 16]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    batch: u32,
+    /// Learning rate of the first update [default: 5e-4]
+    #[arg(long, default_value_t = 0.0, hide_default_value = true)]
+    learning_rate: f32,
+    /// Soft tokens before a document [default: 8]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    header_tokens: u32,
+    /// Soft tokens after a document [default: 8]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    trailer_tokens: u32,
+    /// Makes the samples, their order and the first soft tokens
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Make it the active adapter when it is done and better than none
+    #[arg(long)]
+    activate: bool,
+    /// Start it and go; `addenda job watch` follows it
+    #[arg(long)]
+    detach: bool,
+}
+
+impl TrainArgs {
+    pub(crate) async fn run(self, client: &Client, console: &mut Console) -> Result<ExitCode> {
+        let detach = self.detach;
+        let job = client.adapters().train(self.request()).await?.into_inner();
+        if detach {
+            if console.json() {
+                console.message("JobRecord", &job)?;
+            } else {
+                console.line(&format!(
+                    "{} trains; `addenda job watch {}` follows it.",
+                    job.id, job.id
+                ))?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        console.note(&format!(
+            "{} trains in the daemon; `addenda job cancel {}` stops it, and the same command goes on.",
+            job.id, job.id
+        ))?;
+        let watch = GetJobRequest { id: job.id };
+        let mut states = client.jobs().watch(watch).await?.into_inner();
+        let bar = console.bar(0, "", "");
+        let mut last = None;
+        while let Some(job) = states.message().await? {
+            bar.set_length(job.total);
+            bar.set_position(job.done);
+            bar.set_message(job.phase.clone());
+            last = Some(job);
+        }
+        bar.finish_and_clear();
+        let job = last.ok_or(Error::Incomplete {
+            what: "the job's state",
+        })?;
+        if job.state() != JobState::Done {
+            let state = match job.state() {
+                JobState::Cancelled => "cancelled; the same command goes on from its checkpoint",
+                _ => job.error.as_str(),
+            };
+            return Err(Error::refused(
+                format!("the training ended early: {state}"),
+                "`addenda job list --all` shows all jobs",
+            ));
+        }
+        let list = client.adapters().list(ListAdaptersRequest {}).await?;
+        let newest = list.get_ref().adapters.first();
+        let newest = newest.ok_or(Error::Incomplete {
+            what: "the list of adapters",
+        })?;
+        show::one(newest, console)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn request(self) -> TrainAdapterRequest {
+        TrainAdapterRequest {
+            name: self.name,
+            header_tokens: self.header_tokens,
+            trailer_tokens: self.trailer_tokens,
+            data: Some(TrainingData {
+                suites: self.suites,
+                documents: self.documents,
+                namespace: self.namespace,
+                samples: self.samples,
+                validation: self.validation,
+            }),
+            epochs: self.epochs,
+            batch: self.batch,
+            learning_rate: self.learning_rate,
+            seed: self.seed,
+            activate: self.activate,
+        }
+    }
+}
