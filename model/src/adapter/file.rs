@@ -216,10 +216,14 @@ pub(crate) fn tensor(view: &TensorView<'_>, kind: Kind) -> Result<Tensor> {
     from_bytes(view.data(), &shape, kind)
 }
 
-pub(crate) fn refused(reason: String) -> Error {
-    Error::Invalid(format!("this is no adapter that can be used: {reason}"))
+pub(crate) fn refused(reason: impl Into<String>) -> Error {
+    Error::Invalid(format!(
+        "this is no adapter that can be used: {}",
+        reason.into()
+    ))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
 pub(crate) fn damaged(source: SafeTensorError) -> Error {
     refused(format!(
         "it is damaged or not a safetensors file ({source})"

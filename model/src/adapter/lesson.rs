@@ -72,7 +72,6 @@ impl Taught {
     }
 
     /// The teacher's hidden states, `[answer, d]`.
-    #[must_use]
     pub fn hidden(&self) -> &Tensor {
         &self.hidden
     }

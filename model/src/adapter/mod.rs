@@ -136,13 +136,11 @@ impl Adapter {
     }
 
     /// f32 `[H, d]`.
-    #[must_use]
     pub fn header(&self) -> &Tensor {
         &self.header
     }
 
     /// f32 `[T, d]`.
-    #[must_use]
     pub fn trailer(&self) -> &Tensor {
         &self.trailer
     }

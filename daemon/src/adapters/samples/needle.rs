@@ -55,6 +55,10 @@ impl Needle {
         let count_documents = self.documents.clamp(1, 64);
         let mut places: Vec<usize> = (0..count_documents).collect();
         dice.shuffle(&mut places);
+        let length = Length {
+            bounds: &self.length,
+            count,
+        };
         let documents = (0..count_documents)
             .map(|place| {
                 let own = places.iter().cycle().zip(names.iter().zip(&numbers));
@@ -62,7 +66,7 @@ impl Needle {
                 let needles = own.flat_map(|(_, (name, numbers))| {
                     numbers.iter().map(move |number| needle(name, number))
                 });
-                haystack(&mut dice, split, (&self.length, count), needles.collect())
+                haystack(&mut dice, split, &length, needles.collect())
             })
             .collect();
         let asked = self.queries.clamp(1, keys);
@@ -78,6 +82,12 @@ impl Needle {
             answer: Some(answer.collect::<Vec<_>>().join(", ")),
         }
     }
+}
+
+/// How long a document is to be, and how that is measured.
+struct Length<'a> {
+    bounds: &'a RangeInclusive<usize>,
+    count: &'a dyn Fn(&str) -> usize,
 }
 
 fn needle(name: &str, number: &str) -> String {
@@ -102,22 +112,17 @@ fn question(named: &[(&String, &Vec<String>)]) -> String {
 }
 
 /// Prose of a random length within bounds, with the needles at random places between its sentences.
-fn haystack(
-    dice: &mut Dice,
-    split: Split,
-    (length, count): (&RangeInclusive<usize>, &dyn Fn(&str) -> usize),
-    needles: Vec<String>,
-) -> String {
-    let wanted = dice.number(*length.start(), *length.end());
+fn haystack(dice: &mut Dice, split: Split, length: &Length<'_>, needles: Vec<String>) -> String {
+    let wanted = dice.number(*length.bounds.start(), *length.bounds.end());
     let filler = Filler::new(dice, split);
     let joined = |sentences: &[String]| sentences.join(" ");
     let mut sentences = needles;
     let mut fixed = sentences.len();
-    let mut so_far = count(&joined(&sentences));
+    let mut so_far = (length.count)(&joined(&sentences));
     loop {
         let sentence = filler.sentence(dice);
-        let longer = so_far + count(&format!(" {sentence}"));
-        if longer > wanted && so_far >= *length.start() || longer > *length.end() {
+        let longer = so_far + (length.count)(&format!(" {sentence}"));
+        if longer > wanted && so_far >= *length.bounds.start() || longer > *length.bounds.end() {
             break;
         }
         so_far = longer;
