@@ -3,8 +3,7 @@
 use addenda_model::Adapter;
 use addenda_proto::addenda::v1::{
     ActivateAdapterRequest, CertificateRecord, CertifyRequest, GetJobRequest, ImportAdapterRequest,
-    InfoRequest, JobRecord, JobState, LabelledSample, ListCertificatesRequest, Mode,
-    StatsRequest,
+    InfoRequest, JobRecord, JobState, LabelledSample, ListCertificatesRequest, Mode, StatsRequest,
 };
 use tch::{Device, Kind, Tensor};
 use tokio_stream::StreamExt;
@@ -18,13 +17,20 @@ fn sample(name: &str, place: &str) -> LabelledSample {
             format!("{name} keeps the lighthouse keys in {place}."),
             "The ferry leaves at noon on weekdays.".to_owned(),
         ],
-        question: format!("Where does {name} keep the lighthouse keys? Answer with the place only."),
+        question: format!(
+            "Where does {name} keep the lighthouse keys? Answer with the place only."
+        ),
         answer: Some(place.to_owned()),
     }
 }
 
 async fn certify(clients: &Clients, request: CertifyRequest) -> JobRecord {
-    let job = clients.adapters().certify(request).await.unwrap().into_inner();
+    let job = clients
+        .adapters()
+        .certify(request)
+        .await
+        .unwrap()
+        .into_inner();
     let watch = GetJobRequest { id: job.id };
     let mut states = clients.jobs().watch(watch).await.unwrap().into_inner();
     let mut last = None;
@@ -49,7 +55,10 @@ async fn modes_are_certified_and_auto_obeys_until_the_adapter_changes() {
         &clients,
         CertifyRequest {
             modes: vec![Mode::Packet.into(), Mode::Link.into(), Mode::Preload.into()],
-            given: vec![sample("Orla", "a blue box"), sample("Tam", "the third drawer")],
+            given: vec![
+                sample("Orla", "a blue box"),
+                sample("Tam", "the third drawer"),
+            ],
             link_tokens: Some(4096),
             ..CertifyRequest::default()
         },
@@ -58,7 +67,12 @@ async fn modes_are_certified_and_auto_obeys_until_the_adapter_changes() {
     assert_eq!((ended.state(), ended.error.as_str()), (JobState::Done, ""));
 
     let certificates = list(&clients, false).await;
-    let of = |mode| certificates.iter().find(|found| found.mode() == mode).unwrap();
+    let of = |mode| {
+        certificates
+            .iter()
+            .find(|found| found.mode() == mode)
+            .unwrap()
+    };
     // What computes everything agrees with full prefill on every token.
     for mode in [Mode::Link, Mode::Preload] {
         let found = of(mode);
@@ -79,14 +93,22 @@ async fn modes_are_certified_and_auto_obeys_until_the_adapter_changes() {
 
     clients
         .packets()
-        .put_document(document("", "keys", "Orla keeps the lighthouse keys in a blue box."))
+        .put_document(document(
+            "",
+            "keys",
+            "Orla keeps the lighthouse keys in a blue box.",
+        ))
         .await
         .unwrap();
     let mut request = ask("Where are the keys?", 2);
     request.documents = vec!["keys".to_owned()];
     let unsure = clients.answer(request.clone()).await.unwrap().summary;
     assert_eq!(unsure.mode(), Mode::Full);
-    assert!(unsure.mode_reason.contains("0.95"), "{}", unsure.mode_reason);
+    assert!(
+        unsure.mode_reason.contains("0.95"),
+        "{}",
+        unsure.mode_reason
+    );
     let low = packet.agreement.unwrap().low;
     request.min_agreement = (low * 0.99) as f32;
     if low > 0.01 {
@@ -95,8 +117,15 @@ async fn modes_are_certified_and_auto_obeys_until_the_adapter_changes() {
         assert_eq!(sure.certificate, packet.id);
     }
 
-    let info = clients.admin().info(InfoRequest {}).await.unwrap().into_inner();
-    let base = *blake3::Hash::from_hex(info.base_fingerprint).unwrap().as_bytes();
+    let info = clients
+        .admin()
+        .info(InfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let base = *blake3::Hash::from_hex(info.base_fingerprint)
+        .unwrap()
+        .as_bytes();
     let soft = Tensor::ones([2, 576], (Kind::Float, Device::Cpu)) * 0.01;
     let adapter = Adapter::new(&soft, &soft, base, "other".to_owned(), "{}".to_owned()).unwrap();
     let import = ImportAdapterRequest {
@@ -107,7 +136,10 @@ async fn modes_are_certified_and_auto_obeys_until_the_adapter_changes() {
     let valid = list(&clients, false).await;
     assert!(valid.iter().all(|found| found.mode() != Mode::Packet));
     let all = list(&clients, true).await;
-    let void = all.iter().find(|found| found.mode() == Mode::Packet).unwrap();
+    let void = all
+        .iter()
+        .find(|found| found.mode() == Mode::Packet)
+        .unwrap();
     assert!(void.void_reason.contains("adapter"), "{}", void.void_reason);
     let summary = clients.answer(request.clone()).await.unwrap().summary;
     assert_ne!(summary.mode(), Mode::Packet);

@@ -50,7 +50,11 @@ struct Question {
 
 impl CertifyArgs {
     pub(crate) async fn run(self, client: &Client, console: &mut Console) -> Result<ExitCode> {
-        let job = client.adapters().certify(self.request()?).await?.into_inner();
+        let job = client
+            .adapters()
+            .certify(self.request()?)
+            .await?
+            .into_inner();
         let watch = GetJobRequest { id: job.id };
         let mut states = client.jobs().watch(watch).await?.into_inner();
         let bar = console.bar(0, "", "");
