@@ -139,7 +139,7 @@ fn asked(model: &Transformer, packets: &[Rc<PacketKv>], way: Way) -> Result<Sequ
         }
     }
     let hidden = model.forward(Input::Ids(&QUESTION), &mut kv)?;
-    black_box(model.logits(&hidden.f_select(0, -1)?)?);
+    drop(black_box(model.logits(&hidden.f_select(0, -1)?)?));
     Ok(kv)
 }
 
@@ -148,7 +148,7 @@ fn decode(model: &Transformer, running: &mut [SequenceKv]) -> Result<()> {
     for kv in running {
         let len = kv.len();
         let hidden = model.forward(Input::Ids(&[7]), kv)?;
-        black_box(model.logits(&hidden)?);
+        drop(black_box(model.logits(&hidden)?));
         kv.truncate(len)?;
     }
     Ok(())

@@ -28,7 +28,6 @@ pub(crate) struct Daemon {
 /// What came back for one request.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    pub(crate) text: String,
     /// From sending the request to the first token's arrival here.
     pub(crate) ttft: Duration,
     pub(crate) summary: Summary,
@@ -100,20 +99,14 @@ impl Daemon {
         let sent = Instant::now();
         let mut stream = self.generation().generate(request).await?.into_inner();
         let mut first = None;
-        let mut text = String::new();
         while let Some(response) = stream.message().await? {
             match response.event {
-                Some(Event::Token(token)) => {
+                Some(Event::Token(_)) => {
                     first.get_or_insert_with(|| sent.elapsed());
-                    text.push_str(&token.text);
                 }
                 Some(Event::Summary(summary)) => {
                     let ttft = first.unwrap_or_else(|| sent.elapsed());
-                    return Ok(Answer {
-                        text,
-                        ttft,
-                        summary,
-                    });
+                    return Ok(Answer { ttft, summary });
                 }
                 None => {}
             }
