@@ -186,10 +186,9 @@ async fn put(serving: &Arc<Serving>, ticket: &Ticket, sample: &Sample) -> Result
     let mut names = Vec::new();
     for (place, text) in sample.documents.iter().enumerate() {
         let name = format!("sample-{place}");
-        let put = serving
-            .documents
-            .put(ticket, NAMESPACE, &name, text.clone());
-        put.await?;
+        let documents = &serving.documents;
+        let named = documents.named(NAMESPACE, &name, text.clone()).await;
+        documents.put(ticket, named).await?;
         names.push(name);
     }
     Ok(names)
