@@ -25,6 +25,8 @@ pub(crate) struct Course<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) template: Option<&'a ChatTemplate>,
+    /// Tokens of a document's part, at most: longer documents stand in several packets.
+    pub(crate) part_tokens: usize,
     /// Passages of the user's own documents.
     pub(crate) documents: &'a [String],
 }
@@ -170,11 +172,11 @@ impl Course<'_> {
         let framed = prompt::around_documents(&ask, self.tokenizer, self.template)?;
         let documents = sample.documents.iter().filter(|text| !text.is_empty());
         let documents = documents
-            .map(|text| prompt::document(text, self.tokenizer))
-            .collect::<Result<_>>()?;
+            .map(|text| prompt::document(text, self.tokenizer, self.part_tokens))
+            .collect::<Result<Vec<_>>>()?;
         Ok(Lesson {
             preamble: framed.before,
-            documents,
+            documents: documents.into_iter().flatten().collect(),
             prompt: framed.after,
         })
     }

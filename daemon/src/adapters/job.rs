@@ -104,6 +104,7 @@ fn prepare(serving: &Serving, request: Request) -> Result<(training::Course, Pat
         plan: &plan,
         tokenizer: &serving.tokenizer,
         template: serving.template(),
+        part_tokens: serving.documents.part_tokens,
         documents: &passages,
     };
     let suites = maker.suites()?;
