@@ -239,6 +239,12 @@ impl Training {
                 before: true,
                 so_far: Vec::new(),
             }
+        } else if self.trainer.updates() > 0 && self.is_time_to_validate() && !self.is_measured() {
+            // It was stopped between an update and the validation that follows it.
+            Stage::Measure {
+                before: false,
+                so_far: Vec::new(),
+            }
         } else if self.is_over() {
             Stage::End
         } else {
@@ -364,8 +370,13 @@ impl Training {
             .min_by(|a, b| kl(a.1).total_cmp(&kl(b.1)));
         let since = best.map_or(0, |(place, _)| history.len() - 1 - place);
         let all_made = self.trainer.updates() >= self.course.plan.updates() as u64;
-        let measured = history.last().map(|last| last.update) == Some(self.trainer.updates());
-        (all_made && measured) || since >= PATIENCE
+        (all_made && self.is_measured()) || since >= PATIENCE
+    }
+
+    /// Whether the present state was validated.
+    fn is_measured(&self) -> bool {
+        let last = self.notes.history.last().map(|last| last.update);
+        last == Some(self.trainer.updates())
     }
 
     /// ", validation 0.123 (0.456 without)" once there was one.
