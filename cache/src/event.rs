@@ -5,12 +5,12 @@
 //! in order and to the end, changes nothing.
 
 use crate::canonical::{Decoder, Encoder, Malformed};
+use crate::document::{
+    Edition, MAX_EDITIONS, decode_editions, decode_single_packets, encode_editions,
+};
 use crate::id::{PacketId, PacketKey};
 use crate::packet::{MAX_DOCUMENT, MAX_NAMESPACE, PacketHeader};
 use crate::record::MAX_META;
-
-/// Most packets that one document can have.
-pub(crate) const MAX_DOCUMENT_PACKETS: usize = 16_384;
 
 /// Why a packet is there no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ pub(crate) enum Event {
         namespace: String,
         name: String,
         source: [u8; 32],
-        ids: Vec<PacketId>,
+        editions: Vec<Edition>,
     },
     /// A packet was pinned or unpinned.
     Pin { id: PacketId, pinned: bool },
@@ -113,18 +113,24 @@ impl Event {
                 namespace,
                 name,
                 source,
-                ids,
+                editions,
             } => encoder
                 .text(namespace)
                 .text(name)
                 .bytes(source)
-                .bytes(&encode_ids(ids)),
+                .bytes(&encode_editions(editions)),
             Self::Pin { pinned, .. } => encoder.u16(u16::from(*pinned)),
         }
         .finish()
     }
 
-    pub(crate) fn decode(kind: u16, id: PacketId, meta: &[u8]) -> Result<Self, Malformed> {
+    /// Reads what [`Event::encode`] of this version of the encoding wrote.
+    pub(crate) fn decode(
+        version: u16,
+        kind: u16,
+        id: PacketId,
+        meta: &[u8],
+    ) -> Result<Self, Malformed> {
         let mut decoder = Decoder::new(meta);
         let event = match kind {
             1 => Self::Packet {
@@ -143,7 +149,10 @@ impl Event {
                 namespace: decoder.text("namespace", MAX_NAMESPACE)?.to_owned(),
                 name: decoder.text("name", MAX_DOCUMENT)?.to_owned(),
                 source: decoder.array("source")?,
-                ids: decode_ids(decoder.bytes("ids", MAX_DOCUMENT_PACKETS * 32)?)?,
+                editions: match version {
+                    1 => decode_single_packets(decoder.bytes("ids", MAX_EDITIONS)?)?,
+                    _ => decode_editions(decoder.bytes("editions", MAX_EDITIONS)?)?,
+                },
             },
             4 => Self::Pin {
                 id,
@@ -160,30 +169,20 @@ impl Event {
     }
 }
 
-/// Ids one after the other.
-pub(crate) fn encode_ids(ids: &[PacketId]) -> Vec<u8> {
-    ids.iter().flat_map(|id| *id.as_bytes()).collect()
-}
-
-pub(crate) fn decode_ids(bytes: &[u8]) -> Result<Vec<PacketId>, Malformed> {
-    let (ids, rest) = bytes.as_chunks::<32>();
-    if rest.is_empty() {
-        Ok(ids.iter().copied().map(PacketId::from_bytes).collect())
-    } else {
-        Err(Malformed("ids"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
     use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 
     use super::{Event, Gone};
+    use crate::document::Edition;
     use crate::id::{PacketId, PacketKey};
+    use crate::record::RECORD_VERSION;
 
     fn events() -> impl Strategy<Value = Event> {
         let ids = any::<[u8; 32]>().prop_map(PacketId::from_bytes);
+        let parts = proptest::collection::vec(proptest::option::of(ids.clone()), 1..4);
+        let editions = parts.prop_map(|parts| Edition { parts });
         let why = prop_oneof![
             Just(Gone::Deleted),
             Just(Gone::Replaced),
@@ -207,13 +206,13 @@ mod tests {
                 "[a-z]{1,64}",
                 ".{0,60}",
                 any::<[u8; 32]>(),
-                proptest::collection::vec(ids, 0..5)
+                proptest::collection::vec(editions, 0..4)
             )
-                .prop_map(|(namespace, name, source, ids)| Event::Document {
+                .prop_map(|(namespace, name, source, editions)| Event::Document {
                     namespace,
                     name,
                     source,
-                    ids
+                    editions
                 }),
         ]
     }
@@ -222,7 +221,7 @@ mod tests {
         #[test]
         fn an_event_decodes_to_what_was_encoded(event in events()) {
             let id = event.id();
-            prop_assert_eq!(Event::decode(event.kind(), id, &event.encode()).unwrap(), event);
+            prop_assert_eq!(Event::decode(RECORD_VERSION, event.kind(), id, &event.encode()).unwrap(), event);
         }
 
         #[test]
@@ -230,7 +229,7 @@ mod tests {
             kind in 0u16..6,
             meta in any::<Vec<u8>>(),
         ) {
-            if let Ok(event) = Event::decode(kind, PacketId::from_bytes([0; 32]), &meta) {
+            if let Ok(event) = Event::decode(RECORD_VERSION, kind, PacketId::from_bytes([0; 32]), &meta) {
                 prop_assert_eq!(event.encode(), meta);
             }
         }

@@ -5,20 +5,22 @@
 //! ```text
 //! m id              -> manifest            k key             -> id
 //! n namespace id    -> nothing             d namespace name  -> document
-//! r id ns name      -> nothing             p id              -> nothing (pinned)
+//! r id ns name      -> part, parts         h ns name id      -> nothing (made for that document)
 //! u id              -> last use, ms        g key             -> why the packet is gone
-//! c                 -> checkpoint
+//! p id              -> nothing (pinned)    c                 -> checkpoint
+//! v                 -> version of all this
 //! ```
 //! Owns keys, values and how an event changes them. Never reads an extent, never decides what happens. Invariants:
 //! an event is one atomic batch; applying events again from the checkpoint on leads to the same state; everything
 //! here save last uses can be made anew from the extents. Only one thread at a time applies events.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use sled::Batch;
 
-use crate::document::Document;
+use crate::document::{Document, Edition};
 use crate::error::{Error, Result};
 use crate::event::{Event, Gone};
 use crate::id::{PacketId, PacketKey};
@@ -37,6 +39,9 @@ pub(crate) struct Change {
     pub(crate) removed: Option<Manifest>,
 }
 
+/// Version of keys and values. An index of another one is made anew.
+const INDEX_VERSION: u16 = 2;
+
 /// The open index.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -51,10 +56,20 @@ impl Index {
             .cache_capacity(cache_bytes)
             // Nothing acknowledged depends on sled's own flushing: what it lost is replayed from the extents.
             .flush_every_ms(None);
-        std::panic::catch_unwind(AssertUnwindSafe(|| config.open())).map_or_else(
+        let index = std::panic::catch_unwind(AssertUnwindSafe(|| config.open())).map_or_else(
             |_| Err(Error::IndexValue { what: "damage" }),
             |opened| Ok(Self { db: opened? }),
-        )
+        )?;
+        if index.db.is_empty() {
+            index.db.insert(b"v", &INDEX_VERSION.to_le_bytes())?;
+        }
+        Ok(index)
+    }
+
+    /// Whether its keys and values are those that are known here.
+    pub(crate) fn is_of_this_version(&self) -> Result<bool> {
+        let version = self.db.get(b"v")?;
+        Ok(version.is_some_and(|version| version == INDEX_VERSION.to_le_bytes()))
     }
 
     /// Makes all changes so far durable.
@@ -79,6 +94,9 @@ impl Index {
             &[],
         );
         batch.remove(key(b'g', manifest.header.key.as_bytes()));
+        if !manifest.header.document.is_empty() {
+            batch.insert(maker_key(manifest), &[]);
+        }
         self.db.apply_batch(batch)?;
         Ok(Change {
             added: Some(manifest.clone()),
@@ -101,8 +119,8 @@ impl Index {
                 namespace,
                 name,
                 source,
-                ids,
-            } => self.bind(namespace, name, source, ids),
+                editions,
+            } => self.bind(namespace, name, source, editions),
             Event::Pin { id, pinned } => self.pin(id, *pinned),
         }
     }
@@ -122,11 +140,14 @@ impl Index {
                 &manifest.header.namespace,
                 id.as_bytes(),
             ));
+            batch.remove(maker_key(manifest));
         }
         for mut document in self.documents_of(id)? {
-            document.ids.retain(|other| other != id);
+            document
+                .editions
+                .retain_mut(|edition| edition.keep(|other| other != id));
             let name = namespace_key(b'd', &document.namespace, document.name.as_bytes());
-            if document.ids.is_empty() {
+            if document.editions.is_empty() {
                 batch.remove(name);
             } else {
                 batch.insert(name, document.encode());
@@ -148,22 +169,33 @@ impl Index {
         namespace: &str,
         name: &str,
         source: &[u8; 32],
-        ids: &[PacketId],
+        editions: &[Edition],
     ) -> Result<Change> {
         let mut batch = Batch::default();
-        for id in self
-            .document(namespace, name)?
-            .map(|old| old.ids)
-            .unwrap_or_default()
-        {
-            batch.remove(reference_key(&id, namespace, name));
+        let old = self.document(namespace, name)?;
+        let old_places = old
+            .as_ref()
+            .map(|old| places(&old.editions))
+            .unwrap_or_default();
+        // A binding to a packet that was lost to damage binds nothing.
+        let mut dead = BTreeSet::new();
+        for id in editions.iter().flat_map(Edition::ids) {
+            if !old_places.contains_key(&id) && self.manifest(&id)?.is_none() {
+                dead.insert(id);
+            }
         }
-        let mut live = Vec::with_capacity(ids.len());
-        for id in ids {
-            // A binding to a packet that was lost to damage binds nothing.
-            if self.manifest(id)?.is_some() {
-                batch.insert(reference_key(id, namespace, name), &[]);
-                live.push(*id);
+        let mut live = editions.to_vec();
+        live.retain_mut(|edition| edition.keep(|id| !dead.contains(id)));
+        let places = places(&live);
+        for id in old_places.keys().filter(|id| !places.contains_key(id)) {
+            batch.remove(reference_key(id, namespace, name));
+        }
+        for (id, place) in &places {
+            if old_places.get(id) != Some(place) {
+                batch.insert(
+                    reference_key(id, namespace, name),
+                    &encode_place(*place)[..],
+                );
             }
         }
         let entry = namespace_key(b'd', namespace, name.as_bytes());
@@ -174,7 +206,7 @@ impl Index {
                 namespace: namespace.to_owned(),
                 name: name.to_owned(),
                 source: *source,
-                ids: live,
+                editions: live,
             };
             batch.insert(entry, document.encode());
         }
@@ -217,6 +249,46 @@ fn namespace_key(kind: u8, namespace: &str, rest: &[u8]) -> Vec<u8> {
     key.extend_from_slice(namespace.as_bytes());
     key.extend_from_slice(rest);
     key
+}
+
+/// A packet's place in its document: which part it is, from 0, and of how many.
+pub(crate) type Place = (u32, u32);
+
+/// Where each packet of a document stands; in the newest edition that has it.
+fn places(editions: &[Edition]) -> BTreeMap<PacketId, Place> {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let mut places = BTreeMap::new();
+    for edition in editions {
+        for (part, id) in edition.parts.iter().enumerate() {
+            if let Some(id) = id {
+                places.insert(*id, (count(part), count(edition.parts.len())));
+            }
+        }
+    }
+    places
+}
+
+fn encode_place((part, parts): Place) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    let (first, second) = bytes.split_at_mut(4);
+    first.copy_from_slice(&part.to_le_bytes());
+    second.copy_from_slice(&parts.to_le_bytes());
+    bytes
+}
+
+/// The entry of a packet among those that were made for its document.
+fn maker_key(manifest: &Manifest) -> Vec<u8> {
+    let header = &manifest.header;
+    let mut key = made_for_key(&header.namespace, &header.document);
+    key.extend_from_slice(manifest.id.as_bytes());
+    key
+}
+
+/// What begins the entries of the packets that were made for a document; no name is a prefix of another.
+fn made_for_key(namespace: &str, name: &str) -> Vec<u8> {
+    let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
+    let name = [&length.to_le_bytes(), name.as_bytes()].concat();
+    namespace_key(b'h', namespace, &name)
 }
 
 fn reference_key(id: &PacketId, namespace: &str, name: &str) -> Vec<u8> {

@@ -23,13 +23,14 @@ mod lease;
 mod lock;
 mod manifest;
 mod packet;
+mod payload;
 mod record;
 mod recover;
 mod scan;
 mod store;
 mod verify;
 
-pub use document::Document;
+pub use document::{Document, Edition};
 pub use error::{Error, Result};
 pub use event::Gone;
 pub use id::{FORMAT, KeyFields, PacketId, PacketKey, ParseDigestError};

@@ -26,8 +26,8 @@ use crate::id::PacketId;
 pub(crate) const ALIGN: u64 = 64;
 /// Length of a frame.
 pub(crate) const FRAME: usize = 128;
-/// Version of the events' encoding.
-pub(crate) const RECORD_VERSION: u16 = 1;
+/// Version of the events' encoding. In version 1 a document had no editions: each of its packets was all of it.
+pub(crate) const RECORD_VERSION: u16 = 2;
 /// Longest event, bytes.
 pub(crate) const MAX_META: usize = 1 << 20;
 /// Longest payload, bytes.
@@ -120,11 +120,6 @@ fn frame_digest(key: &[u8; 32], offset: u64, fields: &[u8], meta: &[u8]) -> [u8;
     hasher.update(fields);
     hasher.update(meta);
     *hasher.finalize().as_bytes()
-}
-
-/// Hashes a payload as it is stored, piece by piece.
-pub(crate) fn payload_hasher() -> blake3::Hasher {
-    blake3::Hasher::new_derive_key("addenda 2025 extent payload")
 }
 
 #[cfg(test)]

@@ -145,11 +145,12 @@ fn open_index(
     } else if path.exists() {
         wait_until_free(&path.join("db"))?;
         match Index::open(path, cache_bytes).and_then(|index| {
-            let checkpoint = index.checkpoint()?;
-            Ok((index, checkpoint))
+            let (checkpoint, current) = (index.checkpoint()?, index.is_of_this_version()?);
+            Ok((index, checkpoint, current))
         }) {
-            Ok((index, None)) => return Ok((index, None, None)),
-            Ok((index, Some(checkpoint))) if fits(&checkpoint, extents)? => {
+            Ok((_, _, false)) => "another version of Addenda made it".to_owned(),
+            Ok((index, None, true)) => return Ok((index, None, None)),
+            Ok((index, Some(checkpoint), true)) if fits(&checkpoint, extents)? => {
                 return Ok((index, Some(checkpoint), None));
             }
             Ok(_) => "it does not belong to these extents".to_owned(),

@@ -9,11 +9,12 @@ use crate::event::Event;
 use crate::file::ExtentFile;
 use crate::id::PacketId;
 use crate::manifest::{Location, Manifest};
+use crate::payload;
 use crate::record::{self, FRAME, Frame, RECORD_VERSION, align};
 
 /// Read at once where a record begins; nearly all frames and metas fit.
 const FIRST_READ: usize = 4096;
-/// Read at once when a payload is verified or a lost frame is sought: little enough to stay in the CPU cache.
+/// Read at once when a lost frame is sought: little enough to stay in the CPU cache.
 const CHUNK: usize = 1 << 17;
 
 /// An intact frame and what it says.
@@ -188,7 +189,7 @@ pub(crate) fn read_record(
     if padding.iter().any(|&byte| byte != 0) {
         return Ok(Err("the padding is not zero"));
     }
-    let Ok(event) = Event::decode(frame.kind, frame.id, meta) else {
+    let Ok(event) = Event::decode(frame.version, frame.kind, frame.id, meta) else {
         return Ok(Err("the event does not decode"));
     };
     let location = Location {
@@ -230,35 +231,20 @@ fn check_event(event: &Event, frame: &Frame) -> std::result::Result<(), NoRecord
     Ok(())
 }
 
-/// Whether a payload, and the zeros behind it, are what was written. Reads rather than maps, so that a failing
-/// disk is an error and not a signal; the pages are in the cache when they are mapped.
+/// Whether a payload, and the zeros behind it, are what was written.
 pub(crate) fn verify_payload(
     file: &ExtentFile,
     location: &Location,
-    digest: &[u8; 32],
+    expected: &[u8; 32],
 ) -> Result<bool> {
-    let mut hasher = record::payload_hasher();
     let end = location.payload.saturating_add(location.payload_len);
     if align(end) > file.len()? {
         return Ok(false);
     }
-    let mut buffer = vec![
-        0;
-        usize::try_from(location.payload_len)
-            .unwrap_or(CHUNK)
-            .min(CHUNK)
-    ];
-    let mut at = location.payload;
-    while at < end {
-        let length = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-        let chunk = buffer.get_mut(..length).unwrap_or_default();
-        file.read_at(chunk, at)?;
-        hasher.update(chunk);
-        at = at.saturating_add(length as u64);
-    }
+    let found = payload::digest(file, location.payload, location.payload_len)?;
     let mut padding = vec![0; usize::try_from(align(end) - end).unwrap_or(0)];
     file.read_at(&mut padding, end)?;
-    Ok(hasher.finalize().as_bytes() == digest && padding.iter().all(|&byte| byte == 0))
+    Ok(found == *expected && padding.iter().all(|&byte| byte == 0))
 }
 
 #[cfg(test)]

@@ -1,22 +1,28 @@
 //! Documents by name: from text to packets, and from names back to tokens or packets.
 //!
-//! Owns the decision whether a packet that is there serves or a new one must be computed. Computing
-//! is the engine's, bytes are the store's. Invariant: a packet that was made under other weights is
-//! never handed out; its tokens are, and they suffice to compute it anew.
+//! Owns the decision whether the packets that are there serve or new ones must be computed. Computing
+//! is the engine's, bytes are the store's. Invariants: a packet that was made under other weights is
+//! never handed out; its tokens are, and they suffice to compute it anew. A document is handed out
+//! whole, in the order of its text, or not at all; a changed text takes the place of the old one at
+//! one stroke, when all of it is durable.
 
 pub(crate) mod joint;
+mod keep;
 
 use std::sync::Arc;
 
-use addenda_cache::{Manifest, PacketId};
+use addenda_cache::{Document as Binding, Manifest, PacketId, Store};
 use addenda_model::Tokenizer;
+use tokio::sync::Semaphore;
 
 use crate::digest::Digest;
 use crate::engine::Engine;
-use crate::engine::command::{Build, Command, Form, Origin, Ticket};
+use crate::engine::command::{Form, Origin, Ticket};
 use crate::error::{Error, Result};
-use crate::packets::{Keep, PacketSource, Packets};
+use crate::limits;
+use crate::packets::{PacketSource, Packets};
 use crate::prompt;
+use crate::turns::{Turn, Turns};
 
 /// Domain of the digest of a document's text.
 const SOURCE_CONTEXT: &str = "addenda 2026-11 document source v1";
@@ -28,17 +34,58 @@ pub(crate) struct Documents {
     pub(crate) packets: Packets,
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Longest context of the model, tokens.
-    pub(crate) context: usize,
+    context: usize,
+    /// Most tokens of a packet, soft ones apart.
+    part_tokens: usize,
+    /// By namespace and name.
+    names: Turns<(String, String)>,
+    keys: Turns<addenda_cache::PacketKey>,
+    builds: Arc<Semaphore>,
+}
+
+/// A document whose turn it is to be put: until it is, no other text of its name is, and it is not
+/// deleted.
+pub(crate) struct Named {
+    namespace: String,
+    name: String,
+    source: Digest,
+    text: String,
+    turn: Turn,
+}
+
+/// A document as its packets are derived from it.
+struct Document {
+    namespace: String,
+    name: String,
+    source: [u8; 32],
+    /// Token ids of each part, in order.
+    parts: Vec<Arc<Vec<u32>>>,
+    /// Whether the parts are the whole document, so that its name stands for them.
+    whole: bool,
 }
 
 /// A document that is in the store.
 pub(crate) struct Stored {
-    pub(crate) manifest: Manifest,
-    /// False when it was there already.
-    pub(crate) created: bool,
+    /// Its packets in the order of its text, at least one; each with whether it was computed now.
+    pub(crate) parts: Vec<(Manifest, bool)>,
 }
 
-/// A document that a request answers from.
+impl Stored {
+    /// Whether anything had to be computed.
+    pub(crate) fn created(&self) -> bool {
+        self.parts.iter().any(|(_, created)| *created)
+    }
+
+    /// Tokens that were computed, soft ones included.
+    pub(crate) fn computed_tokens(&self) -> u64 {
+        let computed = self.parts.iter().filter(|(_, created)| *created);
+        computed
+            .map(|(manifest, _)| u64::from(manifest.header.tokens))
+            .sum()
+    }
+}
+
+/// A part of a document that a request answers from.
 pub(crate) struct Resolved {
     pub(crate) ids: Vec<u32>,
     /// Its packet of the form that was asked for, under the present weights.
@@ -47,44 +94,87 @@ pub(crate) struct Resolved {
     pub(crate) rebuilt: bool,
 }
 
+/// Packets that are all of what a reference means, of one origin.
+struct Edition {
+    name: String,
+    source: [u8; 32],
+    whole: bool,
+    manifests: Vec<Manifest>,
+}
+
 impl Documents {
-    /// Turns a text into a packet of the present weights, or finds it. An empty name is the
-    /// digest of the text.
-    ///
-    /// # Errors
-    /// An empty or too long document, a full store, or the engine's.
-    pub(crate) async fn put(
-        &self,
-        ticket: &Ticket,
-        namespace: &str,
-        name: &str,
-        text: String,
-    ) -> Result<Stored> {
-        let source = Digest(blake3::derive_key(SOURCE_CONTEXT, text.as_bytes()));
-        let name = if name.is_empty() {
-            source.to_string()
-        } else {
-            name.to_owned()
-        };
-        let tokenizer = Arc::clone(&self.tokenizer);
-        let ids = blocking(move || prompt::document(&text, &tokenizer)).await?;
-        self.check_length(ids.len())?;
-        let document = Document {
-            namespace: namespace.to_owned(),
-            name,
-            source: source.0,
-            ids: Arc::new(ids),
-        };
-        if let Some(manifest) = self.find(&document, Form::Wrapped).await? {
-            return Ok(Stored {
-                manifest,
-                created: false,
-            });
+    pub(crate) fn new(
+        engine: Engine,
+        packets: Packets,
+        tokenizer: Arc<Tokenizer>,
+        context: usize,
+        packet_tokens: usize,
+    ) -> Self {
+        // Soft tokens, a question and an answer need some room beside the longest packet.
+        let most = context - context / 8;
+        Self {
+            engine,
+            packets,
+            tokenizer,
+            context,
+            part_tokens: packet_tokens.min(most).max(1),
+            names: Turns::default(),
+            keys: Turns::default(),
+            builds: Arc::new(Semaphore::new(limits::BUILDS)),
         }
-        self.build(ticket, document, Form::Wrapped).await
     }
 
-    /// What a request's document, named or given by its packet's id, is.
+    /// Waits for the turn of a document's name; an empty one is the digest of the text.
+    pub(crate) async fn named(&self, namespace: &str, name: &str, text: String) -> Named {
+        let source = Digest(blake3::derive_key(SOURCE_CONTEXT, text.as_bytes()));
+        let name = match name {
+            "" => source.to_string(),
+            name => name.to_owned(),
+        };
+        Named {
+            turn: self.turn(namespace, &name).await,
+            namespace: namespace.to_owned(),
+            name,
+            source,
+            text,
+        }
+    }
+
+    /// Waits until nobody puts a document of this name, and keeps others from it.
+    pub(crate) async fn turn(&self, namespace: &str, name: &str) -> Turn {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.names.take(key).await
+    }
+
+    /// Turns a text into packets of the present weights, or finds them.
+    ///
+    /// # Errors
+    /// An empty document, a full store, or the engine's.
+    pub(crate) async fn put(&self, ticket: &Ticket, named: Named) -> Result<Stored> {
+        let this = self.clone();
+        let text = named.text;
+        let parts = blocking(move || this.parts(&text)).await?;
+        let document = Document {
+            namespace: named.namespace,
+            name: named.name,
+            source: named.source.0,
+            parts: parts.into_iter().map(Arc::new).collect(),
+            whole: true,
+        };
+        let stored = self.keep(ticket, document, Form::Wrapped).await;
+        drop(named.turn);
+        stored
+    }
+
+    /// Token ids of the parts that a text becomes packets of.
+    ///
+    /// # Errors
+    /// An empty text, or the tokenizer's.
+    pub(crate) fn parts(&self, text: &str) -> Result<Vec<Vec<u32>>> {
+        prompt::parts(text, &self.tokenizer, self.part_tokens)
+    }
+
+    /// What a request's document, named or given by a packet's id, is: its parts, in order.
     ///
     /// # Errors
     /// No such document, one of another tokenizer, or the engine's.
@@ -94,146 +184,93 @@ impl Documents {
         namespace: &str,
         reference: &str,
         form: Option<Form>,
-    ) -> Result<Resolved> {
+    ) -> Result<Vec<Resolved>> {
         let wanted = form.unwrap_or(Form::Wrapped);
         let origin = self.engine.state().under.origin(wanted);
         let (this, space) = (self.clone(), namespace.to_owned());
         let name = reference.to_owned();
-        let (manifest, ids) = blocking(move || this.known(&space, &name, origin)).await?;
+        let (edition, ids) = blocking(move || this.known(&space, &name, origin)).await?;
+        self.check_length(ids.iter().map(Vec::len).sum())?;
         if form.is_none() {
-            return Ok(Resolved {
+            let plain = |ids| Resolved {
                 ids,
                 packet: None,
                 rebuilt: false,
-            });
+            };
+            return Ok(ids.into_iter().map(plain).collect());
         }
-        self.check_length(ids.len())?;
-        let document = Document {
-            namespace: namespace.to_owned(),
-            name: manifest.header.document.clone(),
-            source: manifest.header.source,
-            ids: Arc::new(ids),
-        };
-        let fresh = self.packets.stale(&manifest, origin).is_none();
-        let found = if fresh {
-            Some(manifest)
+        let stale = |manifest: &Manifest| self.packets.stale(manifest, origin).is_some();
+        let stored = if edition.manifests.iter().any(stale) {
+            let document = Document {
+                namespace: namespace.to_owned(),
+                name: edition.name,
+                source: edition.source,
+                parts: ids.iter().cloned().map(Arc::new).collect(),
+                whole: edition.whole,
+            };
+            self.keep(ticket, document, wanted).await?
         } else {
-            self.find(&document, wanted).await?
-        };
-        let ids = Arc::clone(&document.ids);
-        let (manifest, rebuilt) = match found {
-            Some(manifest) => (manifest, false),
-            None => {
-                let stored = self.build(ticket, document, wanted).await?;
-                (stored.manifest, stored.created)
+            let found = edition.manifests.into_iter();
+            Stored {
+                parts: found.map(|manifest| (manifest, false)).collect(),
             }
         };
         let packets = self.packets.clone();
-        let id = manifest.id;
-        let packet = blocking(move || packets.open(&manifest)).await?;
-        let packet = Some((id, packet));
-        Ok(Resolved {
-            ids: Arc::unwrap_or_clone(ids),
-            packet,
-            rebuilt,
-        })
-    }
-
-    /// The packet of these tokens and this form under the present weights, if there is one; the
-    /// document's name stands for it from now on.
-    async fn find(&self, document: &Document, form: Form) -> Result<Option<Manifest>> {
-        let origin = self.engine.state().under.origin(form);
-        let (packets, document) = (self.packets.clone(), document.clone());
         blocking(move || {
-            let key = packets.key(&document.namespace, &document.ids, origin);
-            let Some(manifest) = packets.store().lookup(&key)? else {
-                return Ok(None);
-            };
-            packets.store().bind(
-                &document.namespace,
-                &document.name,
-                &document.source,
-                &manifest.id,
-            )?;
-            Ok(Some(manifest))
-        })
-        .await
-    }
-
-    /// Computes and stores a packet.
-    async fn build(&self, ticket: &Ticket, document: Document, form: Form) -> Result<Stored> {
-        let ids = document.ids.as_ref().clone();
-        let codec = self.packets.codec();
-        let built = self
-            .engine
-            .ask(ticket, |reply| {
-                Command::Build(Box::new(Build {
+            let parts = ids.into_iter().zip(stored.parts);
+            let open = parts.map(|(ids, (manifest, rebuilt))| {
+                Ok(Resolved {
                     ids,
-                    form,
-                    codec,
-                    reply,
-                }))
-            })
-            .await?;
-        let packets = self.packets.clone();
-        blocking(move || {
-            let keep = Keep {
-                namespace: &document.namespace,
-                document: &document.name,
-                source: document.source,
-                ids: &document.ids,
-            };
-            let put = packets.keep(&keep, &built)?;
-            // Another request may have deleted it meanwhile; then that was the last word.
-            let manifest = packets.store().get(&put.id)?;
-            let manifest = manifest.ok_or(addenda_cache::Error::NotFound { id: put.id })?;
-            Ok(Stored {
-                manifest,
-                created: put.created,
-            })
+                    packet: Some((manifest.id, packets.open(&manifest)?)),
+                    rebuilt,
+                })
+            });
+            open.collect()
         })
         .await
     }
 
-    /// The best packet that is known for a reference, and its tokens.
+    /// The best packets that are known for a reference, and the tokens of each.
     fn known(
         &self,
         namespace: &str,
         reference: &str,
         origin: Origin,
-    ) -> Result<(Manifest, Vec<u32>)> {
+    ) -> Result<(Edition, Vec<Vec<u32>>)> {
         let store = self.packets.store();
-        let mut manifests = Vec::new();
+        let mut editions = Vec::new();
         if let Ok(id) = reference.parse::<PacketId>() {
             let manifest = store.get(&id)?;
-            manifests.extend(manifest.filter(|manifest| manifest.header.namespace == namespace));
-        }
-        if manifests.is_empty()
-            && let Some(document) = store.document(namespace, reference)?
-        {
-            for id in &document.ids {
-                manifests.extend(store.get(id)?);
+            let mine = manifest.filter(|manifest| manifest.header.namespace == namespace);
+            if let Some(manifest) = mine {
+                editions.push(of_packet(store, manifest)?);
             }
         }
-        // A packet that serves as it is comes first; then the newest.
-        manifests.sort_by_key(|manifest| {
-            (
-                self.packets.stale(manifest, origin).is_some(),
-                std::cmp::Reverse(manifest.sequence),
-            )
+        let mut hint = "put it first; `addenda packet list` shows those there are";
+        if editions.is_empty()
+            && let Some(binding) = store.document(namespace, reference)?
+        {
+            hint = "some of its parts were deleted or evicted; put it again";
+            editions = of_document(store, &binding)?;
+        }
+        // Packets that serve as they are come first; then the newest.
+        editions.sort_by_key(|edition| {
+            let mut manifests = edition.manifests.iter();
+            manifests.any(|manifest| self.packets.stale(manifest, origin).is_some())
         });
         let mut trouble = Error::NotFound {
             what: "document",
             id: reference.to_owned(),
-            hint: "put it first; `addenda packet list` shows those there are",
+            hint,
         };
-        for manifest in manifests {
-            let ids = self
-                .packets
-                .check(&manifest)
-                .and_then(|()| Ok(store.read(&manifest.id)?.token_ids()));
-            match ids {
-                Ok(ids) => return Ok((manifest, ids)),
+        for edition in editions {
+            let ids = |manifest: &Manifest| {
+                self.packets.check(manifest)?;
+                Ok(store.read(&manifest.id)?.token_ids())
+            };
+            let all: Result<Vec<_>> = edition.manifests.iter().map(ids).collect();
+            match all {
+                Ok(ids) => return Ok((edition, ids)),
                 Err(error) => trouble = error,
             }
         }
@@ -250,13 +287,44 @@ impl Documents {
     }
 }
 
-/// A document as its packet is derived from it.
-#[derive(Clone)]
-struct Document {
-    namespace: String,
-    name: String,
-    source: [u8; 32],
-    ids: Arc<Vec<u32>>,
+/// A packet by its id: its document, where it is all of it; else itself alone.
+fn of_packet(store: &Store, manifest: Manifest) -> Result<Edition> {
+    let header = &manifest.header;
+    let binding = match header.document.as_str() {
+        "" => None,
+        name => store.document(&header.namespace, name)?,
+    };
+    let itself = [Some(manifest.id)];
+    let is_all = |binding: &Binding| {
+        let mut editions = binding.editions.iter();
+        editions.any(|edition| edition.parts == itself)
+    };
+    let whole = binding.filter(is_all);
+    Ok(Edition {
+        name: header.document.clone(),
+        source: whole.as_ref().map_or(header.source, |whole| whole.source),
+        whole: whole.is_some(),
+        manifests: vec![manifest],
+    })
+}
+
+/// The editions of a document of which no part is missing, newest first.
+fn of_document(store: &Store, binding: &Binding) -> Result<Vec<Edition>> {
+    let mut editions = Vec::new();
+    for edition in binding.editions.iter().rev() {
+        let Some(ids) = edition.whole() else { continue };
+        let manifests: Option<Vec<_>> = ids
+            .iter()
+            .map(|id| store.get(id))
+            .collect::<addenda_cache::Result<_>>()?;
+        editions.extend(manifests.map(|manifests| Edition {
+            name: binding.name.clone(),
+            source: binding.source,
+            whole: true,
+            manifests,
+        }));
+    }
+    Ok(editions)
 }
 
 /// Runs what may block (disk, tokenizing, hashing) beside the threads that serve.

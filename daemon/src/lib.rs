@@ -19,4 +19,6 @@ pub mod process;
 mod prompt;
 pub mod server;
 mod shutdown;
+mod split;
 pub mod telemetry;
+mod turns;

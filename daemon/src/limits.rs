@@ -42,6 +42,11 @@ pub(crate) const EVENTS: usize = 64;
 pub(crate) const ADAPTERS: usize = 256;
 /// Suites that one training names; one may be named more than once.
 pub(crate) const SUITES: usize = 32;
+/// Packets between the engine and the disk: one is computed, one waits for it, two are written.
+pub(crate) const BUILDS: usize = 4;
+/// Documents of one warm-up that are in work at once, and their bytes; one at least.
+pub(crate) const WARM_DOCUMENTS: usize = 8;
+pub(crate) const WARM_BYTES: usize = 16 << 20;
 /// Ended jobs that are remembered.
 pub(crate) const ENDED_JOBS: usize = 1000;
 /// Requests that one connection may have open.

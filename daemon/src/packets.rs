@@ -57,6 +57,8 @@ pub(crate) struct Keep<'a> {
     /// BLAKE3 of its text.
     pub(crate) source: [u8; 32],
     pub(crate) ids: &'a [u32],
+    /// Whether it is all of its document, so that the document's name stands for it from now on.
+    pub(crate) alone: bool,
 }
 
 /// The store as this model sees it. Its methods touch the disk: call them where that may block.
@@ -137,7 +139,12 @@ impl Packets {
             head_dim: count(shape.head_dim),
             created_at_ms: now_ms(),
         };
-        Ok(self.store.put(&header, keep.ids, &[&built.bytes])?)
+        let put = if keep.alone {
+            self.store.put(&header, keep.ids, &[&built.bytes])
+        } else {
+            self.store.stage(&header, keep.ids, &[&built.bytes])
+        };
+        Ok(put?)
     }
 
     /// Opens a packet for the engine; its bytes are verified if they were not yet.

@@ -5,11 +5,13 @@
 //!
 //! Documents stand at the beginning of the first user turn, behind one sentence that says what they
 //! are; in raw text they stand right after the start token. Each document's tokens are its own
-//! text's, closed by an empty line, so that its packet does not depend on its neighbours.
+//! text's, closed by an empty line, so that its packet does not depend on its neighbours. A long
+//! one is tokenised part by part, in every mode.
 
 use addenda_model::{ChatMessage, ChatTemplate, Tokenizer};
 
 use crate::error::{Error, Result};
+use crate::split::{Tokens, split};
 
 /// What stands before the documents of a chat.
 const INTRODUCTION: &str = "Answer with the help of these documents.\n\n";
@@ -111,39 +113,63 @@ pub(crate) fn beginnings(
         .collect()
 }
 
-/// Token ids of one document: the same wherever it stands.
+/// Token ids of one document that is one part.
 ///
 /// # Errors
 /// A document that has no tokens, or the tokenizer's.
 pub(crate) fn document(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    Ok(as_plain_text(&closed(text)?, tokenizer)?.ids)
+}
+
+/// Token ids of one document, the same wherever it stands: of its parts, in order, of `most` tokens
+/// at most each.
+///
+/// # Errors
+/// A document that has no tokens, or the tokenizer's.
+pub(crate) fn parts(text: &str, tokenizer: &Tokenizer, most: usize) -> Result<Vec<Vec<u32>>> {
+    split(&closed(text)?, most, |part| as_plain_text(part, tokenizer))
+}
+
+/// A document's text as it is tokenised: without the spaces around it, closed by an empty line.
+fn closed(text: &str) -> Result<String> {
     let text = text.trim();
     if text.is_empty() {
         return Err(Error::invalid("text", "is empty; a packet needs some text"));
     }
-    as_plain_text(&format!("{text}\n\n"), tokenizer)
+    Ok(format!("{text}\n\n"))
 }
 
 /// Token ids of a text that comes from who knows where: a control token spelled out in it, such as
 /// the end of a turn, stays the characters that it is spelled with.
-fn as_plain_text(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    let mut rest = text;
-    loop {
-        let encoding = tokenizer.encode(rest)?;
-        let mut places = encoding.ids.iter().zip(&encoding.offsets);
-        let control = places.find(|(id, _)| tokenizer.is_special(**id));
-        // Parted after its first character, the spelling is no token any more.
-        let first = control.and_then(|(_, (start, _))| {
-            let length = rest.get(*start..)?.chars().next()?.len_utf8();
-            rest.split_at_checked(start + length)
-        });
-        let Some((before, after)) = first else {
-            ids.extend(encoding.ids);
-            return Ok(ids);
-        };
-        ids.extend(tokenizer.encode(before)?.ids);
-        rest = after;
+fn as_plain_text(text: &str, tokenizer: &Tokenizer) -> Result<Tokens> {
+    let encoding = tokenizer.encode(text)?;
+    let mut tokens = Tokens {
+        ids: encoding.ids,
+        starts: encoding.offsets.iter().map(|(start, _)| *start).collect(),
+    };
+    // Parted after its first character, the spelling is no token any more.
+    let places = tokens.ids.iter().zip(&tokens.starts);
+    let control = places.filter(|(id, _)| tokenizer.is_special(**id));
+    let parted = control.filter_map(|(_, start)| {
+        let length = text.get(*start..)?.chars().next()?.len_utf8();
+        Some(start + length).filter(|place| *place < text.len())
+    });
+    let mut places: Vec<usize> = parted.collect();
+    if places.is_empty() {
+        return Ok(tokens);
     }
+    places.push(text.len());
+    tokens = Tokens::default();
+    let mut at = 0;
+    for end in places {
+        let piece = as_plain_text(text.get(at..end).unwrap_or_default(), tokenizer)?;
+        tokens.ids.extend(piece.ids);
+        tokens
+            .starts
+            .extend(piece.starts.iter().map(|start| at + start));
+        at = end;
+    }
+    Ok(tokens)
 }
 
 fn needed(template: Option<&ChatTemplate>) -> Result<&ChatTemplate> {

@@ -156,12 +156,14 @@ impl Daemon {
     /// Lets requests in.
     fn open(&self, loaded: Loaded, certificates: Certificates) {
         let tokenizer = Arc::clone(&loaded.tokenizer);
-        let documents = Documents {
-            engine: self.engine.clone(),
-            packets: Packets::new(Arc::clone(&self.store), &loaded, self.config.packet_codec),
-            tokenizer: Arc::clone(&tokenizer),
-            context: loaded.config.context,
-        };
+        let packets = Packets::new(Arc::clone(&self.store), &loaded, self.config.packet_codec);
+        let documents = Documents::new(
+            self.engine.clone(),
+            packets,
+            Arc::clone(&tokenizer),
+            loaded.config.context,
+            self.config.packet_tokens,
+        );
         let serving = Serving {
             loaded,
             tokenizer,

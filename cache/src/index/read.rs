@@ -5,7 +5,7 @@
 
 use std::ops::Bound;
 
-use super::{Index, key, namespace_key};
+use super::{Index, Place, key, made_for_key, namespace_key};
 use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::event::Gone;
@@ -156,6 +156,22 @@ impl Index {
         Ok(found)
     }
 
+    /// A packet's place in the document that it stands for, or in the first of them; none where it stands for none.
+    pub(crate) fn place(&self, packet: &PacketId) -> Result<Option<Place>> {
+        let first = self.db.scan_prefix(key(b'r', packet.as_bytes())).next();
+        let Some(entry) = first else { return Ok(None) };
+        decode_place(&entry?.1).map(Some)
+    }
+
+    /// The packets that were made for a document, bound to it or not.
+    pub(crate) fn made_for(&self, namespace: &str, name: &str) -> Result<Vec<PacketId>> {
+        let prefix = made_for_key(namespace, name);
+        let entries = self.db.scan_prefix(&prefix).keys();
+        entries
+            .map(|entry| id(entry?.get(prefix.len()..).unwrap_or_default()))
+            .collect()
+    }
+
     /// Keys from `prefix` + `after` on, that one not included.
     fn behind(
         &self,
@@ -190,6 +206,16 @@ fn milliseconds(bytes: &[u8]) -> Result<u64> {
 
 fn decode_document(namespace: &str, name: &str, value: &[u8]) -> Result<Document> {
     Document::decode(namespace, name, value).map_err(|_| Error::IndexValue { what: "a document" })
+}
+
+fn decode_place(value: &[u8]) -> Result<Place> {
+    let (numbers, rest) = value.as_chunks::<4>();
+    match (numbers, rest) {
+        ([part, parts], []) => Ok((u32::from_le_bytes(*part), u32::from_le_bytes(*parts))),
+        _ => Err(Error::IndexValue {
+            what: "a part's place",
+        }),
+    }
 }
 
 fn decode_grave(value: &[u8]) -> Result<Gone> {

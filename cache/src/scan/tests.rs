@@ -15,7 +15,8 @@ use crate::extent::{Extents, Payload, Pending, Tail};
 use crate::file::{ExtentFile, FIRST_RECORD};
 use crate::id::{PacketId, PacketKey};
 use crate::packet::PacketHeader;
-use crate::record::{body_offset, payload_hasher};
+use crate::payload::payload_hasher;
+use crate::record::body_offset;
 
 fn append(extents: &Extents, tail: &mut Tail, number: u8, body: &[u8]) {
     let header = PacketHeader {

@@ -84,6 +84,12 @@ impl Store {
         self.index.documents(namespace, after, limit.min(MAX_PAGE))
     }
 
+    /// A packet's place in the document that it stands for: which part it is, from 0, and of how many. A packet that
+    /// stands for none is the one part of itself.
+    pub fn place(&self, id: &PacketId) -> Result<(u32, u32)> {
+        Ok(self.index.place(id)?.unwrap_or((0, 1)))
+    }
+
     /// The bytes of a packet, mapped into memory; counts as a use.
     ///
     /// The first read after a start verifies record and payload against their BLAKE3. Where they don't match the
@@ -120,14 +126,7 @@ impl Store {
     fn map(&self, manifest: &Manifest, lease: &Arc<Lease>) -> Result<Body> {
         let map = lease.map(|| {
             let place = &manifest.location;
-            let damaged = |what| Error::Damaged {
-                id: manifest.id,
-                what,
-            };
-            let file = self
-                .extents
-                .get(place.extent)
-                .ok_or(damaged("its extent is missing"))?;
+            let file = self.home(manifest)?;
             if !self.leases.is_verified(place) {
                 self.verify_record(manifest)?;
                 self.mark_verified(manifest);
@@ -135,6 +134,15 @@ impl Store {
             file.map(place.payload, place.payload_len)
         })?;
         Ok(Body::new(map, Arc::clone(lease), manifest))
+    }
+
+    /// The extent that a packet lies in.
+    fn home(&self, manifest: &Manifest) -> Result<Arc<ExtentFile>> {
+        let home = self.extents.get(manifest.location.extent);
+        home.ok_or(Error::Damaged {
+            id: manifest.id,
+            what: "its extent is missing",
+        })
     }
 
     /// Keeps a packet from being reclaimed while it is looked at.
@@ -179,10 +187,7 @@ impl Store {
             id: manifest.id,
             what,
         };
-        let file = self
-            .extents
-            .get(place.extent)
-            .ok_or(damaged("its extent is missing"))?;
+        let file = self.home(manifest)?;
         let found = read_record(&file, file.len()?, place.offset)?.map_err(damaged)?;
         let stored = found
             .manifest()

@@ -3,11 +3,13 @@
 //! Owns the end of a packet. Invariants: its tombstone is durable before its bytes are touched, and they are touched
 //! only when nobody reads them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::write::tombstone;
 use super::{Store, Writer};
 use crate::budget::reclaimable;
+use crate::document::Document;
 use crate::error::Result;
 use crate::event::{Event, Gone};
 use crate::extent::Pending;
@@ -45,28 +47,37 @@ impl Store {
     }
 
     /// Forgets a document and deletes its packets, pinned or not, save those that another document of the namespace
-    /// needs; durable when this returns. Nothing is removed where there is none.
+    /// needs; durable when this returns. Packets that were staged for it and never bound go too. Nothing is removed
+    /// where there is none.
     pub fn delete_document(&self, namespace: &str, name: &str) -> Result<Removed> {
         check_namespace(namespace)?;
         check_document(name)?;
         let mut writer = locked(&self.writer);
-        let Some(document) = self.index.document(namespace, name)? else {
-            return Ok(Removed::default());
-        };
-        let orphans = self.orphans(namespace, name, document.ids.iter())?;
-        let mut batch = vec![Pending::event(Event::Document {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            source: document.source,
-            ids: Vec::new(),
-        })];
+        let document = self.index.document(namespace, name)?;
+        let mut ids: BTreeSet<PacketId> = document.iter().flat_map(Document::ids).collect();
+        ids.extend(self.index.made_for(namespace, name)?);
+        let orphans = self.orphans(namespace, name, ids.iter())?;
+        // The name goes first, so that its packets go one by one without it.
+        let mut batch: Vec<Pending<'_>> = document
+            .map(|document| {
+                Pending::event(Event::Document {
+                    namespace: document.namespace,
+                    name: document.name,
+                    source: document.source,
+                    editions: Vec::new(),
+                })
+            })
+            .into_iter()
+            .collect();
         let mut removed = Removed::default();
         for orphan in orphans {
             removed.packets += 1;
             removed.bytes += orphan.bytes();
             batch.push(tombstone(orphan.id, orphan.header.key, Gone::Deleted));
         }
-        self.commit(&mut writer, &batch)?;
+        if !batch.is_empty() {
+            self.commit(&mut writer, &batch)?;
+        }
         drop(writer);
         self.reclaim();
         Ok(removed)

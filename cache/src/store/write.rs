@@ -4,19 +4,21 @@
 //! index hears of it, and in the index before the call returns; a put that is refused changes nothing but, at most,
 //! what was evicted for it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS, Store, Writer, now_ms};
-use crate::document::Document;
+use crate::document::{Document, Edition, MAX_DOCUMENT_PACKETS};
 use crate::error::{Error, Result};
-use crate::event::{Event, Gone, MAX_DOCUMENT_PACKETS};
+use crate::event::{Event, Gone};
 use crate::extent::{Payload, Pending, Placed, record_len};
 use crate::file::free_bytes;
 use crate::id::{KeyFields, PacketId, PacketKey, token_bytes};
 use crate::lease::locked;
 use crate::manifest::Manifest;
 use crate::packet::{PacketHeader, check_document, check_namespace};
-use crate::record::{self, MAX_PAYLOAD, body_offset, payload_hasher};
+use crate::payload::payload_hasher;
+use crate::record::{self, MAX_PAYLOAD, body_offset};
 
 /// What a put came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +33,30 @@ impl Store {
     /// Stores a packet; durable when this returns. `body` is written piece by piece, as one.
     ///
     /// Where a packet of the same key is live already nothing is written for it. Where the header names a document,
-    /// the document is bound to the packet, as [`Store::bind`] does.
+    /// the document is bound to the packet, as [`Store::bind`] does with this one part.
     ///
     /// The header's key must be the one that its fields and `token_ids` derive to.
     pub fn put(&self, header: &PacketHeader, token_ids: &[u32], body: &[&[u8]]) -> Result<Put> {
+        self.put_as(header, token_ids, body, !header.document.is_empty())
+    }
+
+    /// Like [`Store::put`], but binds nothing: for one part of a document, which is bound once all parts are there.
+    /// Until then the packet is found by its key only; deleting or binding the document that its header names takes
+    /// it along.
+    pub fn stage(&self, header: &PacketHeader, token_ids: &[u32], body: &[&[u8]]) -> Result<Put> {
+        self.put_as(header, token_ids, body, false)
+    }
+
+    fn put_as(
+        &self,
+        header: &PacketHeader,
+        token_ids: &[u32],
+        body: &[&[u8]],
+        bind: bool,
+    ) -> Result<Put> {
         check_put(header, token_ids, body)?;
         if let Some(manifest) = self.live(&header.key)? {
-            match self.put_again(&mut locked(&self.writer), header, &manifest.id) {
+            match self.put_again(&mut locked(&self.writer), header, &manifest.id, bind) {
                 // It went just now: it is put anew.
                 Err(Error::NotFound { .. }) => {}
                 other => return other,
@@ -72,12 +91,13 @@ impl Store {
         let mut writer = locked(&self.writer);
         // Another thread may have put it meanwhile.
         if let Some(manifest) = self.live(&header.key)? {
-            return self.put_again(&mut writer, header, &manifest.id);
+            return self.put_again(&mut writer, header, &manifest.id, bind);
         }
         self.make_room(&mut writer, &packet)?;
         let mut batch = vec![packet];
-        if !header.document.is_empty() {
-            batch.extend(self.binding(&header.namespace, &header.document, &header.source, id)?);
+        if bind {
+            let (namespace, name) = (&header.namespace, &header.document);
+            batch.extend(self.binding(namespace, name, &header.source, &[id])?);
         }
         self.commit(&mut writer, &batch)?;
         drop(writer);
@@ -85,15 +105,16 @@ impl Store {
         Ok(Put { id, created: true })
     }
 
-    fn put_again(&self, writer: &mut Writer, header: &PacketHeader, id: &PacketId) -> Result<Put> {
-        if !header.document.is_empty() {
-            self.bind_as(
-                writer,
-                &header.namespace,
-                &header.document,
-                &header.source,
-                id,
-            )?;
+    fn put_again(
+        &self,
+        writer: &mut Writer,
+        header: &PacketHeader,
+        id: &PacketId,
+        bind: bool,
+    ) -> Result<Put> {
+        if bind {
+            let (namespace, name) = (&header.namespace, &header.document);
+            self.bind_as(writer, namespace, name, &header.source, &[*id])?;
         }
         self.touch(id);
         Ok(Put {
@@ -102,19 +123,29 @@ impl Store {
         })
     }
 
-    /// Says that a packet stands for a document; durable when this returns. With the source that the document has
-    /// already, the packet joins its others (of other weights revisions, say). With another source it takes their
-    /// place, and those that no other document needs and nobody pinned are deleted.
+    /// Says that these packets, in this order, are a document's whole text; durable when this returns. With the source
+    /// that the document has already, they join its others (of other weights revisions, say). With another source they
+    /// take their place, at one stroke, and those that no other document needs and nobody pinned are deleted; so are
+    /// packets that were staged for the document and are not among its parts.
     pub fn bind(
         &self,
         namespace: &str,
         document: &str,
         source: &[u8; 32],
-        id: &PacketId,
+        parts: &[PacketId],
     ) -> Result<()> {
         check_namespace(namespace)?;
         check_document(document)?;
-        self.bind_as(&mut locked(&self.writer), namespace, document, source, id)
+        if parts.is_empty() {
+            return Err(Error::invalid("parts", "must not be empty"));
+        }
+        self.bind_as(
+            &mut locked(&self.writer),
+            namespace,
+            document,
+            source,
+            parts,
+        )
     }
 
     fn bind_as(
@@ -123,16 +154,16 @@ impl Store {
         namespace: &str,
         document: &str,
         source: &[u8; 32],
-        id: &PacketId,
+        parts: &[PacketId],
     ) -> Result<()> {
-        let manifest = self
-            .index
-            .manifest(id)?
-            .ok_or(Error::NotFound { id: *id })?;
-        if manifest.header.namespace != namespace {
-            return Err(Error::invalid("namespace", "must be the packet's own"));
+        for id in parts {
+            let manifest = self.index.manifest(id)?;
+            let manifest = manifest.ok_or(Error::NotFound { id: *id })?;
+            if manifest.header.namespace != namespace {
+                return Err(Error::invalid("namespace", "must be the packet's own"));
+            }
         }
-        let batch = self.binding(namespace, document, source, *id)?;
+        let batch = self.binding(namespace, document, source, parts)?;
         if !batch.is_empty() {
             self.commit(writer, &batch)?;
             self.reclaim();
@@ -162,37 +193,46 @@ impl Store {
         Ok(Manifest { pinned, ..found })
     }
 
-    /// The events that bind a document to a packet; none where it is bound already.
+    /// The events that bind a document to packets; none where it is bound to them already.
     fn binding(
         &self,
         namespace: &str,
         name: &str,
         source: &[u8; 32],
-        id: PacketId,
+        parts: &[PacketId],
     ) -> Result<Vec<Pending<'static>>> {
         let old = self.index.document(namespace, name)?;
-        let mut ids = Vec::new();
-        let mut replaced = Vec::new();
-        match old {
-            Some(old) if old.source == *source && old.ids.contains(&id) => return Ok(Vec::new()),
-            Some(old) if old.source == *source => ids = old.ids,
-            Some(old) => replaced = old.ids,
-            None => {}
+        let mut gone: BTreeSet<PacketId> = old.iter().flat_map(Document::ids).collect();
+        let same_text = old.filter(|old| old.source == *source);
+        let mut editions = same_text.map(|old| old.editions).unwrap_or_default();
+        let edition = Edition::of(parts);
+        if editions.contains(&edition) {
+            return Ok(Vec::new());
         }
-        if ids.len() >= MAX_DOCUMENT_PACKETS {
+        editions.retain(|older| !older.is_within(&edition));
+        editions.push(edition);
+        let packets = |editions: &[Edition]| -> usize {
+            editions.iter().map(|edition| edition.parts.len()).sum()
+        };
+        while packets(&editions) > MAX_DOCUMENT_PACKETS && editions.len() > 1 {
+            drop(editions.remove(0));
+        }
+        if packets(&editions) > MAX_DOCUMENT_PACKETS {
             return Err(Error::invalid(
                 "document",
                 format!("must not have more than {MAX_DOCUMENT_PACKETS} packets"),
             ));
         }
-        ids.push(id);
-        let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        let orphans = self.orphans(&namespace, &name, replaced.iter().filter(|old| **old != id))?;
+        gone.extend(self.index.made_for(namespace, name)?);
+        for id in editions.iter().flat_map(Edition::ids) {
+            gone.remove(&id);
+        }
+        let orphans = self.orphans(namespace, name, gone.iter())?;
         let document = Event::Document {
-            namespace,
-            name,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
             source: *source,
-            ids,
+            editions,
         };
         let mut batch = vec![Pending::event(document)];
         for orphan in orphans.iter().filter(|orphan| !orphan.pinned) {

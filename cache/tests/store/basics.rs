@@ -62,7 +62,7 @@ fn a_changed_text_takes_the_place_of_its_documents_packets() {
         let id = new.put(&store);
         old.assert_missing(&store);
         let document = store.document("default", "rules").unwrap().unwrap();
-        assert_eq!(document.ids, [id]);
+        assert_eq!(document.ids().collect::<Vec<_>>(), [id]);
         assert_eq!(document.source, new.header.source);
     }
     let store = open(directory.path());
@@ -104,7 +104,7 @@ fn tenants_do_not_see_each_others_packets() {
     theirs.put(&store);
     assert_eq!(store.list("ward-1", None, 10).unwrap().len(), 1);
     assert_eq!(store.documents("ward-1", None, 10).unwrap().len(), 1);
-    let refused = store.bind("ward-10", "b", &[0; 32], &id).unwrap_err();
+    let refused = store.bind("ward-10", "b", &[0; 32], &[id]).unwrap_err();
     assert!(matches!(
         refused,
         Error::Invalid {

@@ -13,5 +13,6 @@ mod damage;
 mod figures;
 mod formats;
 mod model;
+mod parts;
 mod rebuild;
 mod sample;

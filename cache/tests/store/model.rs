@@ -1,6 +1,6 @@
 //! Any history of operations, restarts and crashes included, against a plain map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use addenda_cache::{PacketId, Store, StoreOptions};
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
@@ -18,10 +18,17 @@ enum Operation {
         number: u32,
         size: usize,
     },
-    Bind {
+    /// Puts a packet that was made for a document without binding it.
+    Stage {
         namespace: usize,
         document: u8,
         number: u32,
+    },
+    Bind {
+        namespace: usize,
+        document: u8,
+        source: u32,
+        parts: Vec<u32>,
     },
     Delete {
         namespace: usize,
@@ -48,8 +55,10 @@ fn operations() -> impl Strategy<Value = Operation> {
     prop_oneof![
         8 => (namespace.clone(), proptest::option::of(document.clone()), number.clone(), 1..9_000usize)
             .prop_map(|(namespace, document, number, size)| Operation::Put { namespace, document, number, size }),
-        2 => (namespace.clone(), document.clone(), number.clone())
-            .prop_map(|(namespace, document, number)| Operation::Bind { namespace, document, number }),
+        3 => (namespace.clone(), document.clone(), number.clone())
+            .prop_map(|(namespace, document, number)| Operation::Stage { namespace, document, number }),
+        4 => (namespace.clone(), document.clone(), 0..2u32, proptest::collection::vec(number.clone(), 1..4))
+            .prop_map(|(namespace, document, source, parts)| Operation::Bind { namespace, document, source, parts }),
         3 => (namespace.clone(), number.clone())
             .prop_map(|(namespace, number)| Operation::Delete { namespace, number }),
         2 => (namespace.clone(), document)
@@ -63,13 +72,16 @@ fn operations() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// The packets of a text's parts; none where one is gone.
+type Parts = Vec<Option<u32>>;
+
 /// What the store should hold.
 #[derive(Debug, Default)]
 struct Model {
     /// By namespace and number.
     packets: BTreeMap<(usize, u32), Held>,
-    /// By namespace and name: the text's number, and the packets that stand for it.
-    documents: BTreeMap<(usize, u8), (u32, Vec<u32>)>,
+    /// By namespace and name: the text's number, and the editions that stand for it.
+    documents: BTreeMap<(usize, u8), (u32, Vec<Parts>)>,
 }
 
 #[derive(Debug)]
@@ -80,49 +92,73 @@ struct Held {
 }
 
 impl Model {
-    fn bind(&mut self, namespace: usize, document: u8, source: u32, number: u32) {
-        let entry = self.documents.remove(&(namespace, document));
-        let mut numbers = Vec::new();
-        match entry {
-            Some((old, held)) if old == source => numbers = held,
-            Some((_, held)) => {
-                for other in held.into_iter().filter(|other| *other != number) {
-                    let needed = self.needed(namespace, other);
-                    let place = (namespace, other);
-                    if !needed && self.packets.get(&place).is_some_and(|held| !held.pinned) {
-                        self.packets.remove(&place);
-                    }
-                }
+    fn bind(&mut self, namespace: usize, document: u8, source: u32, parts: &[u32]) {
+        let place = (namespace, document);
+        let new: Parts = parts.iter().copied().map(Some).collect();
+        let old = self.documents.get(&place).cloned();
+        let (old_source, old_editions) = old.unwrap_or((source, Vec::new()));
+        let mut gone = self.made_for(namespace, document);
+        gone.extend(old_editions.iter().flatten().filter_map(|part| *part));
+        let mut editions = Vec::new();
+        if old_source == source {
+            if old_editions.contains(&new) {
+                return;
             }
-            None => {}
+            let within = |old: &Parts| {
+                let same = |(old, new): (&Option<u32>, &Option<u32>)| old.is_none() || old == new;
+                old.len() == new.len() && old.iter().zip(&new).all(same)
+            };
+            editions = old_editions;
+            editions.retain(|old| !within(old));
         }
-        if !numbers.contains(&number) {
-            numbers.push(number);
+        editions.push(new);
+        gone.retain(|number| !editions.iter().flatten().any(|part| *part == Some(*number)));
+        self.documents.insert(place, (source, editions));
+        for number in gone {
+            let held = self.packets.get(&(namespace, number));
+            if !self.needed(namespace, number) && held.is_some_and(|held| !held.pinned) {
+                self.packets.remove(&(namespace, number));
+            }
         }
-        self.documents
-            .insert((namespace, document), (source, numbers));
+    }
+
+    /// Packets that were first put for this document.
+    fn made_for(&self, namespace: usize, document: u8) -> BTreeSet<u32> {
+        let name = document.to_string();
+        let packets = self.packets.iter();
+        packets
+            .filter(|(place, held)| place.0 == namespace && held.sample.header.document == name)
+            .map(|(place, _)| place.1)
+            .collect()
     }
 
     fn needed(&self, namespace: usize, number: u32) -> bool {
-        self.documents
-            .iter()
-            .any(|(place, (_, numbers))| place.0 == namespace && numbers.contains(&number))
+        let mut documents = self.documents.iter();
+        documents.any(|(place, (_, editions))| {
+            let mut parts = editions.iter().flatten();
+            place.0 == namespace && parts.any(|part| *part == Some(number))
+        })
     }
 
     fn delete(&mut self, namespace: usize, number: u32) {
         self.packets.remove(&(namespace, number));
-        for (place, (_, numbers)) in &mut self.documents {
+        for (place, (_, editions)) in &mut self.documents {
             if place.0 == namespace {
-                numbers.retain(|other| *other != number);
+                for part in editions.iter_mut().flatten() {
+                    *part = part.filter(|other| *other != number);
+                }
+                editions.retain(|edition| edition.iter().any(Option::is_some));
             }
         }
-        self.documents.retain(|_, (_, numbers)| !numbers.is_empty());
+        self.documents
+            .retain(|_, (_, editions)| !editions.is_empty());
     }
 
     fn delete_document(&mut self, namespace: usize, document: u8) {
-        let Some((_, numbers)) = self.documents.remove(&(namespace, document)) else {
-            return;
-        };
+        let mut numbers = self.made_for(namespace, document);
+        let forgotten = self.documents.remove(&(namespace, document));
+        let editions = forgotten.map(|(_, editions)| editions).unwrap_or_default();
+        numbers.extend(editions.iter().flatten().filter_map(|part| *part));
         for number in numbers {
             if !self.needed(namespace, number) {
                 self.packets.remove(&(namespace, number));
@@ -143,19 +179,26 @@ impl Model {
             let expected: BTreeMap<PacketId, bool> =
                 held.map(|(_, held)| (held.id, held.pinned)).collect();
             assert_eq!(listed, expected);
-            let documents: Vec<(String, Vec<PacketId>)> = store
+            let documents: Vec<(String, Vec<Vec<Option<PacketId>>>)> = store
                 .documents(namespace, None, 100)
                 .unwrap()
                 .into_iter()
-                .map(|document| (document.name, document.ids))
+                .map(|document| {
+                    let editions = document.editions.into_iter();
+                    (
+                        document.name,
+                        editions.map(|edition| edition.parts).collect(),
+                    )
+                })
                 .collect();
-            let expected: Vec<(String, Vec<PacketId>)> = self
+            let id = |number: u32| self.packets[&(at, number)].id;
+            let expected: Vec<(String, Vec<Vec<Option<PacketId>>>)> = self
                 .documents
                 .iter()
                 .filter(|(place, _)| place.0 == at)
-                .map(|(place, (_, numbers))| {
-                    let ids = numbers.iter().map(|number| self.packets[&(at, *number)].id);
-                    (place.1.to_string(), ids.collect())
+                .map(|(place, (_, editions))| {
+                    let parts = |parts: &Parts| parts.iter().map(|part| part.map(id)).collect();
+                    (place.1.to_string(), editions.iter().map(parts).collect())
                 })
                 .collect();
             assert_eq!(documents, expected);
@@ -256,23 +299,43 @@ impl Run {
                     .entry((namespace, number))
                     .or_insert(held);
                 if let Some(document) = document {
-                    self.model.bind(namespace, document, number, number);
+                    self.model.bind(namespace, document, number, &[number]);
                 }
             }
-            Operation::Bind {
+            Operation::Stage {
                 namespace,
                 document,
                 number,
             } => {
-                let Some(id) = self.id(namespace, number) else {
+                let name = document.to_string();
+                let sample = Sample::of(NAMESPACES[namespace], &name, number, 3_000);
+                let staged = store.stage(&sample.header, &sample.token_ids, &[&sample.body]);
+                let held = Held {
+                    id: staged.unwrap().id,
+                    sample,
+                    pinned: false,
+                };
+                self.model
+                    .packets
+                    .entry((namespace, number))
+                    .or_insert(held);
+            }
+            Operation::Bind {
+                namespace,
+                document,
+                source,
+                ref parts,
+            } => {
+                let ids = parts.iter().map(|number| self.id(namespace, *number));
+                let Some(ids) = ids.collect::<Option<Vec<_>>>() else {
                     return;
                 };
                 // Sources 0 and 1 only, so that packets share one.
-                let source = Sample::new(number % 2, 1).header.source;
+                let digest = Sample::new(source, 1).header.source;
                 store
-                    .bind(NAMESPACES[namespace], &document.to_string(), &source, &id)
+                    .bind(NAMESPACES[namespace], &document.to_string(), &digest, &ids)
                     .unwrap();
-                self.model.bind(namespace, document, number % 2, number);
+                self.model.bind(namespace, document, source, parts);
             }
             Operation::Delete { namespace, number } => {
                 let Some(id) = self.id(namespace, number) else {

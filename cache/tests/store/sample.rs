@@ -101,6 +101,12 @@ impl Sample {
             .id)
     }
 
+    /// Puts the packet as one part of its document, which is not bound to it yet.
+    pub(crate) fn stage(&self, store: &Store) -> PacketId {
+        let staged = store.stage(&self.header, &self.token_ids, &[&self.body]);
+        staged.unwrap().id
+    }
+
     /// Reads the packet back and compares it.
     pub(crate) fn assert_in(&self, store: &Store) {
         let found = store

@@ -148,6 +148,12 @@ pub const KEYS: &[Key] = &[
         "auto (the last activated, or what ships), none, or an adapter's id or name",
     ),
     key(
+        "packet_tokens",
+        KeyKind::Number,
+        Some("512"),
+        "tokens of a packet at most; a longer document is split",
+    ),
+    key(
         "packet_codec",
         KeyKind::Text,
         Some("none"),

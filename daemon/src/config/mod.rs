@@ -52,6 +52,8 @@ pub struct Config {
     pub prefill_chunk: usize,
     /// The adapter to begin with.
     pub adapter: AdapterChoice,
+    /// Tokens that a packet has at most; a longer document is split.
+    pub packet_tokens: usize,
     /// How the numbers of new packets are kept.
     pub packet_codec: Codec,
     /// Bytes that packets may take on disk; 0 sets no limit.

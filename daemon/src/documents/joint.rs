@@ -60,6 +60,7 @@ impl Documents {
                 document: "",
                 source: blake3::derive_key(SOURCE_CONTEXT, &bytes),
                 ids: &ids,
+                alone: false,
             };
             let put = packets.keep(&keep, &built)?;
             let manifest = packets.store().get(&put.id)?;
@@ -79,8 +80,8 @@ pub(crate) fn forget(store: &Store, namespace: &str, name: &str) -> Result<Remov
     let mut removed = Removed::default();
     let mut texts = Vec::new();
     if let Some(document) = store.document(namespace, name)? {
-        for id in &document.ids {
-            texts.push(store.read(id)?.token_ids());
+        for id in document.ids() {
+            texts.push(store.read(&id)?.token_ids());
         }
     }
     let mut after = None;

@@ -209,10 +209,9 @@ async fn put(
     let mut names = Vec::new();
     for (place, text) in sample.documents.iter().enumerate() {
         let name = format!("sample-{place}");
-        let put = serving
-            .documents
-            .put(ticket, namespace, &name, text.clone());
-        put.await?;
+        let documents = &serving.documents;
+        let named = documents.named(namespace, &name, text.clone()).await;
+        documents.put(ticket, named).await?;
         names.push(name);
     }
     Ok(names)

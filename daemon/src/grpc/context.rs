@@ -141,7 +141,7 @@ impl Asked {
         Ok(context)
     }
 
-    /// The documents, with their packets where this mode reads them.
+    /// The documents' parts, in order, with their packets where this mode reads them.
     async fn resolved(
         &self,
         serving: &Arc<Serving>,
@@ -167,7 +167,7 @@ impl Asked {
             });
             let tasks: Vec<_> = tasks.collect();
             for task in tasks {
-                resolved.push(task.await.map_err(|error| Error::Panicked {
+                resolved.extend(task.await.map_err(|error| Error::Panicked {
                     message: error.to_string(),
                 })??);
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use addenda_cache::{Gone, Manifest, Miss, PacketId, PacketKey};
+use addenda_cache::{Gone, Manifest, Miss, PacketId, PacketKey, Store};
 use addenda_proto::addenda::v1::lookup_request::query::By;
 use addenda_proto::addenda::v1::lookup_response::Hit;
 use addenda_proto::addenda::v1::packets_server::Packets;
@@ -15,13 +15,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::digest::Digest;
-use crate::documents::{blocking, joint};
+use crate::documents::{Stored, blocking, joint};
 use crate::engine::command::{Form, NO_ADAPTER, Origin};
 use crate::error::{Error, Result};
 use crate::grpc::status::status;
 use crate::grpc::{Daemon, Serving, check, jobs, warm};
 use crate::limits;
-use crate::prompt;
 
 /// The service over the store and, for what must be computed, the engine.
 pub(crate) struct PacketsService(pub(crate) Arc<Daemon>);
@@ -41,15 +40,17 @@ impl Packets for PacketsService {
             let request = request.into_inner();
             let namespace = check_document(&request)?;
             let documents = &serving.documents;
-            documents
-                .put(&ticket, &namespace, &request.name, request.text)
-                .await
+            let named = documents
+                .named(&namespace, &request.name, request.text)
+                .await;
+            documents.put(&ticket, named).await
         };
         let stored = put.await.map_err(|error| status(&error))?;
+        let packets = records(&stored);
         Ok(Response::new(PutDocumentResponse {
-            packet: Some(record(&stored.manifest)),
-            packets: vec![record(&stored.manifest)],
-            created: stored.created,
+            packet: packets.first().cloned(),
+            packets,
+            created: stored.created(),
             seconds: ticket.received.elapsed().as_secs_f64(),
         }))
     }
@@ -92,7 +93,7 @@ impl Packets for PacketsService {
 
     async fn get(&self, request: Request<GetPacketRequest>) -> Answer<PacketRecord> {
         let id = request.into_inner().id;
-        self.on_packet(id, addenda_cache::Store::get).await
+        self.on_packet(id, Store::get).await
     }
 
     async fn list(&self, request: Request<ListPacketsRequest>) -> Answer<ListPacketsResponse> {
@@ -112,7 +113,8 @@ impl Packets for PacketsService {
             let next_page_token = last
                 .map(|manifest| manifest.id.to_string())
                 .unwrap_or_default();
-            let packets = manifests.iter().map(record).collect();
+            let packets = manifests.iter().map(|manifest| record(&store, manifest));
+            let packets = packets.collect::<Result<_>>()?;
             Ok(ListPacketsResponse {
                 packets,
                 next_page_token,
@@ -137,12 +139,20 @@ impl Packets for PacketsService {
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
         let request = request.into_inner();
+        let namespace = check::namespace(&request.namespace).map_err(|error| status(&error))?;
+        let what = request.what.ok_or_else(|| {
+            let error = Error::invalid("what", "is missing; give `id` or `document`");
+            status(&error)
+        })?;
+        // A document that is being put is erased when all of it is there, not half of it.
+        let _turn = match (&what, self.0.serving.get()) {
+            (delete_request::What::Document(name), Some(serving)) => {
+                Some(serving.documents.turn(&namespace, name).await)
+            }
+            _ => None,
+        };
         let store = Arc::clone(&self.0.store);
         let delete = blocking(move || {
-            let namespace = check::namespace(&request.namespace)?;
-            let what = request.what;
-            let what =
-                what.ok_or_else(|| Error::invalid("what", "is missing; give `id` or `document`"))?;
             let (removed, kind, name) = match what {
                 delete_request::What::Id(text) => {
                     let id: PacketId = check::digest("id", &text)?;
@@ -207,18 +217,21 @@ impl PacketsService {
     async fn on_packet(
         &self,
         id: String,
-        work: impl FnOnce(&addenda_cache::Store, &PacketId) -> addenda_cache::Result<Option<Manifest>>
-        + Send
-        + 'static,
+        work: impl FnOnce(&Store, &PacketId) -> addenda_cache::Result<Option<Manifest>> + Send + 'static,
     ) -> Answer<PacketRecord> {
         let store = Arc::clone(&self.0.store);
         let found = blocking(move || {
             let id: PacketId = check::digest("id", &id)?;
             let manifest = work(&store, &id)?;
-            Ok(manifest.ok_or(addenda_cache::Error::NotFound { id })?)
+            record(
+                &store,
+                &manifest.ok_or(addenda_cache::Error::NotFound { id })?,
+            )
         });
-        let manifest = found.await.map_err(|error| status(&error))?;
-        Ok(Response::new(record(&manifest)))
+        found
+            .await
+            .map(Response::new)
+            .map_err(|error| status(&error))
     }
 }
 
@@ -232,8 +245,24 @@ pub(crate) fn check_document(request: &PutDocumentRequest) -> Result<String> {
     check::namespace(&request.namespace)
 }
 
+/// The packets of a document that was put, as the wire shows them.
+pub(crate) fn records(stored: &Stored) -> Vec<PacketRecord> {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let parts = stored.parts.iter().enumerate();
+    parts
+        .map(|(part, (manifest, _))| record_at(manifest, (count(part), count(stored.parts.len()))))
+        .collect()
+}
+
 /// A packet as the wire shows it.
-pub(crate) fn record(manifest: &Manifest) -> PacketRecord {
+///
+/// # Errors
+/// The store's.
+pub(crate) fn record(store: &Store, manifest: &Manifest) -> Result<PacketRecord> {
+    Ok(record_at(manifest, store.place(&manifest.id)?))
+}
+
+fn record_at(manifest: &Manifest, (part, parts): (u32, u32)) -> PacketRecord {
     let header = &manifest.header;
     PacketRecord {
         id: manifest.id.to_string(),
@@ -249,8 +278,8 @@ pub(crate) fn record(manifest: &Manifest) -> PacketRecord {
         revision: Digest(header.revision).to_string(),
         source: Digest(header.source).to_string(),
         adapter: adapter(Digest(header.adapter)),
-        part: 0,
-        parts: 1,
+        part,
+        parts,
     }
 }
 
@@ -265,66 +294,79 @@ pub(crate) fn adapter(digest: Digest) -> String {
 
 /// One query of a lookup.
 fn look_up(serving: &Serving, namespace: &str, by: Option<By>, origin: Origin) -> Result<Hit> {
-    let packets = &serving.documents.packets;
-    let key: PacketKey = match by {
+    let documents = &serving.documents;
+    let keys: Vec<PacketKey> = match by {
         None => {
             return Err(Error::invalid(
                 "queries",
                 "has a query that asks for nothing",
             ));
         }
-        Some(By::Key(text)) => check::digest("queries.key", &text)?,
+        Some(By::Key(text)) => vec![check::digest("queries.key", &text)?],
         Some(By::Text(text)) => {
             check::text("queries.text", &text, limits::DOCUMENT_BYTES)?;
-            let ids = prompt::document(&text, &serving.tokenizer)?;
-            packets.key(namespace, &ids, origin)
+            let key = |ids: &Vec<u32>| documents.packets.key(namespace, ids, origin);
+            documents.parts(&text)?.iter().map(key).collect()
         }
         Some(By::Document(name)) => return document(serving, namespace, &name, origin),
     };
-    let found = packets.store().lookup(&key)?;
-    let Some(manifest) = found.filter(|manifest| manifest.header.namespace == namespace) else {
-        let reason = packets.store().why_missing(&key)?;
-        let reason = reason.map_or("is another namespace's", why);
-        return Ok(Hit {
-            packet: None,
-            miss_reason: reason.to_owned(),
-        });
-    };
-    Ok(hit(serving, &manifest, origin))
+    let store = documents.packets.store();
+    let mut manifests = Vec::with_capacity(keys.len());
+    for key in &keys {
+        let found = store.lookup(key)?;
+        let Some(manifest) = found.filter(|manifest| manifest.header.namespace == namespace) else {
+            let reason = store.why_missing(key)?;
+            return Ok(miss(reason.map_or("is another namespace's", why)));
+        };
+        manifests.push(manifest);
+    }
+    hit(serving, &manifests, origin)
 }
 
-/// The packet of a document that serves now, or why there is none.
+/// The first packet of a document that serves now, all of it, or why it does not.
 fn document(serving: &Serving, namespace: &str, name: &str, origin: Origin) -> Result<Hit> {
     check::text("queries.document", name, limits::NAME_BYTES)?;
     let store = serving.documents.packets.store();
-    let mut best: Option<Hit> = None;
+    let mut best = None;
     let known = store.document(namespace, name)?;
-    for id in known.iter().flat_map(|document| &document.ids) {
-        let Some(manifest) = store.get(id)? else {
+    for edition in known.iter().flat_map(|document| &document.editions) {
+        let Some(ids) = edition.whole() else {
+            best.get_or_insert_with(|| miss("some of its parts were deleted or evicted"));
             continue;
         };
-        let hit = hit(serving, &manifest, origin);
+        let manifests: Option<Vec<_>> = ids
+            .iter()
+            .map(|id| store.get(id))
+            .collect::<addenda_cache::Result<_>>()?;
+        let Some(manifests) = manifests else { continue };
+        let hit = hit(serving, &manifests, origin)?;
         if hit.packet.is_some() {
             return Ok(hit);
         }
         best = Some(hit);
     }
-    Ok(best.unwrap_or_else(|| Hit {
-        packet: None,
-        miss_reason: "no document of this name was put".to_owned(),
-    }))
+    Ok(best.unwrap_or_else(|| miss("no document of this name was put")))
 }
 
-fn hit(serving: &Serving, manifest: &Manifest, origin: Origin) -> Hit {
-    match serving.documents.packets.stale(manifest, origin) {
-        None => Hit {
-            packet: Some(record(manifest)),
-            miss_reason: String::new(),
-        },
-        Some(reason) => Hit {
-            packet: None,
-            miss_reason: reason,
-        },
+/// The first of a text's packets where all of them serve, or why one does not.
+fn hit(serving: &Serving, manifests: &[Manifest], origin: Origin) -> Result<Hit> {
+    let packets = &serving.documents.packets;
+    let stale = |manifest: &Manifest| packets.stale(manifest, origin);
+    if let Some(reason) = manifests.iter().find_map(stale) {
+        return Ok(miss(&reason));
+    }
+    let first = manifests.first();
+    let packet = first.map(|manifest| record(packets.store(), manifest));
+    Ok(Hit {
+        packet: packet.transpose()?,
+        miss_reason: String::new(),
+    })
+}
+
+fn miss(reason: &str) -> Hit {
+    Hit {
+        packet: None,
+        miss_reason: reason.to_owned(),
     }
 }
 

@@ -1,26 +1,33 @@
 //! Warm: a stream of documents in, progress out.
 //!
-//! Owns the order: one document after the other, each durable before it is reported. A document
-//! that is refused does not end the stream; a full store or a stopping daemon does, for every
-//! following one would fail as well.
+//! Owns the order of the reports: that of the documents, each durable before it is reported. Several
+//! documents are in work at once, so that tokenising, computing, hashing and the disk overlap; texts
+//! of one name follow each other. Nothing is remembered between two warm-ups: whatever is durable is
+//! found by its key, so one that was broken off is simply sent again, and no more than
+//! [`limits::WARM_DOCUMENTS`] documents are computed twice. A document that is refused does not end the
+//! stream; a full store or a stopping daemon does, for every following one would fail as well.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use addenda_proto::addenda::v1::warm_progress::Result as Outcome;
 use addenda_proto::addenda::v1::{PutDocumentRequest, WarmProgress};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
+use crate::documents::Stored;
 use crate::engine::command::Ticket;
 use crate::error::{Error, Result};
 use crate::grpc::Serving;
-use crate::grpc::packets::{check_document, record};
+use crate::grpc::packets::{check_document, records};
 use crate::grpc::status::{code, status};
 use crate::grpc::ticket::Leave;
 use crate::jobs::JobHandle;
+use crate::limits;
 
 /// Reports that may wait for the client; then warming waits too.
 const REPORTS: usize = 16;
@@ -35,20 +42,21 @@ pub(crate) fn start(
 ) -> ReceiverStream<std::result::Result<WarmProgress, Status>> {
     let (reports, stream) = mpsc::channel(REPORTS);
     tokio::spawn(async move {
-        let so_far = WarmProgress::default();
         let warm = Warm {
             serving,
             stop,
             ticket,
             job: &job,
             reports: &reports,
-            so_far,
+            running: VecDeque::new(),
+            so_far: WarmProgress::default(),
         };
         let result = warm.run(documents).await;
         if let Err(error) = &result {
             drop(reports.send(Err(status(error))).await);
         }
         job.end(&result);
+        // Whatever still runs is cancelled with it.
         drop(leave);
     });
     ReceiverStream::new(stream)
@@ -60,47 +68,105 @@ struct Warm<'a> {
     ticket: Ticket,
     job: &'a JobHandle,
     reports: &'a mpsc::Sender<std::result::Result<WarmProgress, Status>>,
+    /// Documents in work, in the order in which they came.
+    running: VecDeque<Running>,
     so_far: WarmProgress,
+}
+
+/// A document in work.
+struct Running {
+    name: String,
+    bytes: usize,
+    task: JoinHandle<Result<Stored>>,
+}
+
+/// What comes next.
+enum Next {
+    Document(Option<std::result::Result<PutDocumentRequest, Status>>),
+    Done(Result<Stored>),
 }
 
 impl Warm<'_> {
     async fn run(mut self, mut documents: Streaming<PutDocumentRequest>) -> Result<()> {
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return Err(Error::Stopping),
-                next = documents.next() => next,
-                () = self.ticket.cancel.cancelled() => return Err(Error::Cancelled),
-                () = self.reports.closed() => return Err(Error::Cancelled),
-            };
-            match next {
-                None => return Ok(()),
+        let mut more = true;
+        while more || !self.running.is_empty() {
+            match self.next(&mut documents, more).await? {
+                Next::Done(stored) => self.report(stored).await?,
+                Next::Document(None) => more = false,
                 // The client's stream broke; there is nobody to tell.
-                Some(Err(_)) => return Err(Error::Cancelled),
-                Some(Ok(request)) => self.put(request).await?,
+                Next::Document(Some(Err(_))) => return Err(Error::Cancelled),
+                Next::Document(Some(Ok(request))) => self.take(request).await?,
             }
+        }
+        Ok(())
+    }
+
+    /// The oldest document's end, or a new document where there is room for it.
+    async fn next(
+        &mut self,
+        documents: &mut Streaming<PutDocumentRequest>,
+        more: bool,
+    ) -> Result<Next> {
+        let bytes: usize = self.running.iter().map(|running| running.bytes).sum();
+        let full = self.running.len() >= limits::WARM_DOCUMENTS || bytes >= limits::WARM_BYTES;
+        let oldest = async {
+            match self.running.front_mut() {
+                Some(oldest) => (&mut oldest.task).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::Stopping),
+            () = self.ticket.cancel.cancelled() => Err(Error::Cancelled),
+            () = self.reports.closed() => Err(Error::Cancelled),
+            stored = oldest => {
+                let message = |error: tokio::task::JoinError| Error::Panicked { message: error.to_string() };
+                Ok(Next::Done(stored.unwrap_or_else(|error| Err(message(error)))))
+            }
+            next = documents.next(), if more && !full => Ok(Next::Document(next)),
         }
     }
 
-    async fn put(&mut self, request: PutDocumentRequest) -> Result<()> {
-        self.so_far.received += 1;
-        self.so_far.document.clone_from(&request.name);
-        let put = async {
-            let namespace = check_document(&request)?;
-            let documents = &self.serving.documents;
-            documents
-                .put(&self.ticket, &namespace, &request.name, request.text)
-                .await
+    /// Begins with a document.
+    async fn take(&mut self, request: PutDocumentRequest) -> Result<()> {
+        let (name, bytes) = (request.name.clone(), request.text.len());
+        let (serving, ticket) = (Arc::clone(&self.serving), self.ticket.clone());
+        let task = match check_document(&request) {
+            Err(error) => tokio::spawn(async { Err(error) }),
+            Ok(namespace) => {
+                let documents = &self.serving.documents;
+                // Here and not in the task: texts of one name take their turns as they came.
+                let named = tokio::select! {
+                    named = documents.named(&namespace, &request.name, request.text) => named,
+                    () = self.ticket.cancel.cancelled() => return Err(Error::Cancelled),
+                };
+                tokio::spawn(async move { serving.documents.put(&ticket, named).await })
+            }
         };
-        match put.await {
+        self.running.push_back(Running { name, bytes, task });
+        Ok(())
+    }
+
+    /// Reports the oldest document.
+    async fn report(&mut self, stored: Result<Stored>) -> Result<()> {
+        let Some(Running { name, .. }) = self.running.pop_front() else {
+            return Ok(());
+        };
+        self.so_far.received += 1;
+        self.so_far.document = name;
+        self.so_far.parts = 0;
+        match stored {
             Ok(stored) => {
-                if stored.created {
+                if stored.created() {
                     self.so_far.created += 1;
-                    self.so_far.tokens += u64::from(stored.manifest.header.tokens);
+                    self.so_far.tokens += stored.computed_tokens();
                 } else {
                     self.so_far.found += 1;
                 }
-                self.so_far.result = Some(Outcome::Packet(record(&stored.manifest)));
+                let packets = records(&stored);
+                self.so_far.parts = u32::try_from(packets.len()).unwrap_or(u32::MAX);
+                self.so_far.result = packets.into_iter().next().map(Outcome::Packet);
             }
             Err(error) if is_of_one_document(&error) => {
                 self.so_far.refused += 1;
@@ -119,6 +185,6 @@ impl Warm<'_> {
 fn is_of_one_document(error: &Error) -> bool {
     matches!(
         code(error),
-        Code::InvalidArgument | Code::Internal | Code::DataLoss
+        Code::InvalidArgument | Code::Internal | Code::DataLoss | Code::FailedPrecondition
     )
 }

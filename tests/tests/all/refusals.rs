@@ -197,12 +197,7 @@ async fn bad_input_gets_its_status_and_a_sentence_and_the_daemon_goes_on() {
     bad_generations(&clients).await;
 
     let mut packets = clients.packets();
-    let too_long = "word ".repeat(9000);
-    for (text, word) in [
-        ("", "empty"),
-        ("  \n ", "empty"),
-        (too_long.as_str(), "context"),
-    ] {
+    for (text, word) in [("", "empty"), ("  \n ", "empty")] {
         let status = packets
             .put_document(document("", "bad", text))
             .await

@@ -4,15 +4,19 @@
 use crate::models::{GEMMA3, SMOLLM2, open, path};
 use crate::tiny;
 use crate::tokenizer::word_tokenizer;
-use addenda_model::{Architecture, ChatMessage, ModelFiles, Transformer, Weights};
+use addenda_model::{Architecture, ChatMessage, ModelConfig, ModelFiles, Transformer, Weights};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Writes a Hugging Face directory of a tiny Llama, its tensors in `shards` files.
-fn write_directory(directory: &Path, shards: usize) -> HashMap<String, Tensor> {
-    let config = tiny::config(Architecture::Llama);
+pub(crate) fn write_directory(directory: &Path, shards: usize) -> HashMap<String, Tensor> {
+    let config = ModelConfig {
+        // As many as the tokenizer has.
+        vocab_size: 6,
+        ..tiny::config(Architecture::Llama)
+    };
     tch::manual_seed(3);
     let tensors = tiny::tensors(&config);
     let json = json!({

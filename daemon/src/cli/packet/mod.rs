@@ -2,6 +2,7 @@
 
 mod put;
 mod show;
+mod source;
 mod warm;
 
 pub(crate) use warm::send as send_documents;
@@ -25,15 +26,15 @@ use crate::config::format_bytes;
 pub(crate) enum PacketCommand {
     /// Turn one document into a packet; the same text again is free
     Put(put::PutArgs),
-    /// Turn a folder of documents into packets; run it again and only changes are computed
+    /// Turn many documents into packets; run it again and only what is missing is computed
     Warm(warm::WarmArgs),
     /// List packets
     List(NamespaceArgs),
-    /// Show one packet
+    /// Show a packet, or those of a document
     Show(PacketArgs),
-    /// Keep a packet from ever being evicted
+    /// Keep a packet, or those of a document, from ever being evicted
     Pin(PacketArgs),
-    /// Let a packet be evicted again
+    /// Let them be evicted again
     Unpin(PacketArgs),
     /// Erase every packet of a document, or one packet by its id
     Rm {
@@ -74,21 +75,22 @@ impl PacketCommand {
                 show::list(&packets, console)?;
             }
             Self::Show(args) => {
-                let request = GetPacketRequest {
-                    id: args.id(&client).await?,
-                };
-                let packet = client.packets().get(request).await?.into_inner();
-                show::one(&packet, console)?;
+                for id in args.ids(&client).await? {
+                    let packet = client.packets().get(GetPacketRequest { id }).await?;
+                    show::one(packet.get_ref(), console)?;
+                }
             }
             Self::Pin(args) => {
-                let id = args.id(&client).await?;
-                let packet = client.packets().pin(PinRequest { id }).await?.into_inner();
-                show::one(&packet, console)?;
+                for id in args.ids(&client).await? {
+                    let packet = client.packets().pin(PinRequest { id }).await?;
+                    show::one(packet.get_ref(), console)?;
+                }
             }
             Self::Unpin(args) => {
-                let id = args.id(&client).await?;
-                let packet = client.packets().unpin(PinRequest { id }).await?;
-                show::one(packet.get_ref(), console)?;
+                for id in args.ids(&client).await? {
+                    let packet = client.packets().unpin(PinRequest { id }).await?;
+                    show::one(packet.get_ref(), console)?;
+                }
             }
             Self::Rm { names, of } => {
                 for name in names {
@@ -105,24 +107,38 @@ impl PacketCommand {
 }
 
 impl PacketArgs {
-    async fn id(self, client: &Client) -> Result<String> {
+    /// The packet that is meant, or the newest packets of the document that is, in order.
+    async fn ids(self, client: &Client) -> Result<Vec<String>> {
         if is_id(&self.packet) {
-            return Ok(self.packet);
+            return Ok(vec![self.packet]);
         }
         let packets = all_packets(client, &self.of.namespace).await?;
-        let of_document = packets.iter().filter(|one| one.document == self.packet);
-        let newest = of_document.max_by_key(|one| one.created_at_ms);
-        if let Some(packet) = newest {
-            return Ok(packet.id.clone());
+        let of_document = || packets.iter().filter(|one| one.document == self.packet);
+        if let Some(newest) = of_document().max_by_key(|one| one.created_at_ms) {
+            let origin = |one: &PacketRecord| {
+                let PacketRecord {
+                    revision,
+                    adapter,
+                    dtype,
+                    ..
+                } = one.clone();
+                (revision, adapter, dtype)
+            };
+            let mut parts: Vec<&PacketRecord> = of_document()
+                .filter(|one| origin(one) == origin(newest))
+                .collect();
+            parts.sort_by_key(|one| one.part);
+            return Ok(parts.into_iter().map(|one| one.id.clone()).collect());
         }
         let ids = packets.iter().map(|one| one.id.as_str());
-        resolve("packet", &self.packet, ids).map_err(|error| match error {
+        let found = resolve("packet", &self.packet, ids).map_err(|error| match error {
             Error::Refused { .. } => Error::refused(
                 format!("there is no packet or document `{}`", self.packet),
                 "`addenda packet list` shows what there is; --namespace says whose",
             ),
             other => other,
-        })
+        });
+        Ok(vec![found?])
     }
 }
 

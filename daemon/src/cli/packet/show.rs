@@ -5,7 +5,7 @@ use addenda_proto::addenda::v1::{PacketRecord, PutDocumentResponse, StatsRespons
 use crate::cli::console::Console;
 use crate::cli::error::Result;
 use crate::cli::table::{fields, table};
-use crate::cli::text::{ago, grouped, short, utc};
+use crate::cli::text::{ago, count, grouped, short, utc};
 use crate::config::format_bytes;
 
 pub(crate) fn list(packets: &[PacketRecord], console: &mut Console) -> Result<()> {
@@ -16,12 +16,13 @@ pub(crate) fn list(packets: &[PacketRecord], console: &mut Console) -> Result<()
         return console.line("No packets.");
     }
     let mut rows = table(&[
-        "Packet", "Document", ">Tokens", ">Size", "Dtype", "Pinned", "Used",
+        "Packet", "Document", "Part", ">Tokens", ">Size", "Dtype", "Pinned", "Used",
     ]);
     for packet in packets {
         rows.add_row([
             short(&packet.id).to_owned(),
             packet.document.clone(),
+            part(packet),
             grouped(packet.tokens.into()),
             format_bytes(packet.bytes),
             packet.dtype.clone(),
@@ -39,6 +40,7 @@ pub(crate) fn one(packet: &PacketRecord, console: &mut Console) -> Result<()> {
     console.line(&fields(&[
         ("packet", packet.id.clone()),
         ("document", packet.document.clone()),
+        ("part", part(packet)),
         ("namespace", packet.namespace.clone()),
         ("tokens", grouped(packet.tokens.into())),
         ("size", format_bytes(packet.bytes)),
@@ -55,22 +57,36 @@ pub(crate) fn one(packet: &PacketRecord, console: &mut Console) -> Result<()> {
     ]))
 }
 
+/// "2/5" for the second of five parts; empty where the packet is all of its document.
+fn part(packet: &PacketRecord) -> String {
+    if packet.parts > 1 {
+        format!("{}/{}", packet.part + 1, packet.parts)
+    } else {
+        String::new()
+    }
+}
+
 pub(crate) fn put(answer: &PutDocumentResponse, console: &mut Console) -> Result<()> {
     if console.json() {
         return console.message("PutDocumentResponse", answer);
     }
     let packet = answer.packet.clone().unwrap_or_default();
+    let parts = match answer.packets.len() {
+        0 | 1 => String::new(),
+        several => format!("{}, ", count(several as u64, "packet")),
+    };
+    let sum = |of: fn(&PacketRecord) -> u64| answer.packets.iter().map(of).sum();
     let done = if answer.created {
         "made"
     } else {
         "there already:"
     };
     console.line(&format!(
-        "{done} {}  {}  {} tokens, {}, {:.2} s",
+        "{done} {}  {}  {parts}{} tokens, {}, {:.2} s",
         short(&packet.id),
         packet.document,
-        grouped(packet.tokens.into()),
-        format_bytes(packet.bytes),
+        grouped(sum(|packet| packet.tokens.into())),
+        format_bytes(sum(|packet| packet.bytes)),
         answer.seconds
     ))
 }
