@@ -280,6 +280,8 @@ fn every_command_explains_itself_and_a_wrong_one_is_a_usage_error() {
     let home = tempfile::tempdir().unwrap();
     let commands = [
         "adapter activate",
+        "adapter certificates",
+        "adapter certify",
         "adapter export",
         "adapter import",
         "adapter list",
@@ -491,11 +493,6 @@ fn a_folder_is_warmed_listed_pinned_asked_and_erased_from_the_command_line() {
     );
 
     let question = [
-        "adapter activate",
-        "adapter export",
-        "adapter import",
-        "adapter list",
-        "adapter train",
         "ask",
         "--raw",
         "--doc",
