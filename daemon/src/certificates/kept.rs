@@ -36,11 +36,10 @@ impl Certificates {
         let mut kept = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(io)? {
             let path = entry.map_err(io)?.path();
-            match read(&path) {
-                Some(certificate) => kept.push(certificate),
-                None => {
-                    tracing::warn!(path = %path.display(), "this is no certificate that can be believed")
-                }
+            if let Some(certificate) = read(&path) {
+                kept.push(certificate);
+            } else {
+                tracing::warn!(path = %path.display(), "this is no certificate that can be believed");
             }
         }
         kept.sort_by_key(|certificate| certificate.measured_at_ms);
