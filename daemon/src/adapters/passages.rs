@@ -3,7 +3,7 @@
 //! Owns the cutting. Reads texts back from the token ids that packets carry. Bounded: of a large
 //! store, the first passages in the order of names.
 
-use std::collections::BTreeSet;
+use addenda_cache::{Document, Edition};
 
 use crate::documents::Documents;
 use crate::error::{Error, Result};
@@ -13,8 +13,6 @@ use crate::limits;
 const WORDS: usize = 160;
 /// Passages of one training at most.
 const PASSAGES: usize = 4096;
-/// Packets that are looked at, at most.
-const PACKETS: usize = 4096;
 
 /// Passages of the named documents of a namespace, or of all for no names. Touches the disk.
 ///
@@ -22,40 +20,38 @@ const PACKETS: usize = 4096;
 /// A document that is not there, or the store's.
 pub(crate) fn of(documents: &Documents, namespace: &str, names: &[String]) -> Result<Vec<String>> {
     let store = documents.packets.store();
-    let mut missing: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-    let mut seen = BTreeSet::new();
     let mut passages = Vec::new();
-    let mut after = None;
-    let mut looked = 0;
-    while looked < PACKETS {
-        let page = store.list(namespace, after.as_ref(), limits::LARGEST_PAGE as usize)?;
+    for name in names {
+        let found = store.document(namespace, name)?;
+        let document = found.ok_or_else(|| Error::NotFound {
+            what: "document",
+            id: name.clone(),
+            hint: "put it first; `addenda packet list` shows those there are",
+        })?;
+        add(documents, &document, &mut passages)?;
+    }
+    let mut after: Option<String> = None;
+    while names.is_empty() && passages.len() < PASSAGES {
+        let page = store.documents(namespace, after.as_deref(), limits::PAGE as usize)?;
         let Some(last) = page.last() else { break };
-        after = Some(last.id);
-        looked += page.len();
-        for manifest in &page {
-            let name = manifest.header.document.as_str();
-            let wanted = names.is_empty() || names.iter().any(|one| one == name);
-            missing.remove(name);
-            // One document may have packets of several weights.
-            if !wanted || !seen.insert(manifest.header.source) {
-                continue;
-            }
-            let ids = store.read(&manifest.id)?.token_ids();
-            cut(&documents.tokenizer.decode(&ids)?, &mut passages);
-            if passages.len() >= PASSAGES {
-                passages.truncate(PASSAGES);
-                return Ok(passages);
-            }
+        after = Some(last.name.clone());
+        for document in &page {
+            add(documents, document, &mut passages)?;
         }
     }
-    match missing.first() {
-        None => Ok(passages),
-        Some(name) => Err(Error::NotFound {
-            what: "document",
-            id: (*name).to_owned(),
-            hint: "put it first; `addenda packet list` shows those there are",
-        }),
+    passages.truncate(PASSAGES);
+    Ok(passages)
+}
+
+/// Appends the passages of a document: of its newest edition that is whole.
+fn add(documents: &Documents, document: &Document, passages: &mut Vec<String>) -> Result<()> {
+    let newest = document.editions.iter().rev().find_map(Edition::whole);
+    let mut ids = Vec::new();
+    for packet in newest.into_iter().flatten() {
+        ids.extend(documents.packets.store().read(&packet)?.token_ids());
     }
+    cut(&documents.tokenizer.decode(&ids)?, passages);
+    Ok(())
 }
 
 /// Appends a text's passages: whole sentences, as many as fit.
