@@ -107,16 +107,15 @@ fn write_the_fixture_of_version_2() {
     let directory = tempfile::tempdir().unwrap();
     {
         let store = open(directory.path());
-        let ids = parts().map(|part| part.stage(&store));
-        store
-            .bind("default", "handbook", &[1; 32], &ids[..3])
-            .unwrap();
-        store
-            .bind("default", "copy of it", &[1; 32], &ids[..3])
-            .unwrap();
+        let [first, lost, third, new] = parts();
+        let ids = [first, lost, third].map(|part| part.stage(&store));
+        for name in ["handbook", "copy of it"] {
+            store.bind("default", name, &[1; 32], &ids).unwrap();
+        }
         store.delete(&ids[1]).unwrap();
+        let new = new.stage(&store);
         store
-            .bind("default", "handbook", &[2; 32], &[ids[2], ids[3]])
+            .bind("default", "handbook", &[2; 32], &[ids[2], new])
             .unwrap();
     }
     keep(directory.path(), "v2");
