@@ -100,7 +100,7 @@ async fn activating_an_adapter_changes_packet_keys_and_answers_name_it() {
 
     // The choice outlives the daemon, and so does taking it back.
     drop(clients);
-    server.stop();
+    server.stopped().await;
     let server = Daemon::start(data.path(), &[("adapter", "auto")]);
     let clients = server.connect().await;
     let active = list(&clients).await.into_iter().find(|one| one.active);
@@ -109,7 +109,7 @@ async fn activating_an_adapter_changes_packet_keys_and_answers_name_it() {
     activate(&clients, "none").await.unwrap();
     assert_eq!(put(&clients).await.id, plain.id);
     drop(clients);
-    server.stop();
+    server.stopped().await;
     let server = Daemon::start(data.path(), &[("adapter", "auto")]);
     assert!(
         list(&server.connect().await)
@@ -117,7 +117,7 @@ async fn activating_an_adapter_changes_packet_keys_and_answers_name_it() {
             .iter()
             .all(|one| !one.active)
     );
-    server.stop();
+    server.stopped().await;
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn an_adapter_goes_out_and_in_again_and_another_models_is_refused_by_name(
         .unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
     drop(clients);
-    server.stop();
+    server.stopped().await;
     let config = crate::daemon::config(data.path(), &[("adapter", "nobody")]);
     let refused = Daemon::try_start(config).err().unwrap();
     assert!(
@@ -261,7 +261,7 @@ async fn a_training_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been() {
         "a finished training leaves nothing behind"
     );
     drop(clients);
-    server.stop();
+    server.stopped().await;
 
     let server = Daemon::start(other.path(), &[]);
     let clients = server.connect().await;
@@ -274,7 +274,7 @@ async fn a_training_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been() {
     );
     // Somebody asks while it learns on: serving goes before training.
     drop(clients);
-    server.stop();
+    server.stopped().await;
     let server = Daemon::start(other.path(), &[]);
     let clients = server.connect().await;
     let resumed = async {
@@ -293,7 +293,7 @@ async fn a_training_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been() {
     );
     assert_eq!(list(&clients).await.remove(0).id, whole.id);
     drop(clients);
-    server.stop();
+    server.stopped().await;
 }
 
 #[tokio::test]
@@ -349,5 +349,5 @@ async fn a_training_that_cannot_be_is_refused_in_words() {
         last.error
     );
     drop(clients);
-    server.stop();
+    server.stopped().await;
 }

@@ -149,12 +149,14 @@ async fn modes_are_certified_and_auto_obeys_until_the_adapter_changes() {
         id: "none".to_owned(),
     };
     clients.adapters().activate(none).await.unwrap();
-    server.stop();
+    drop(clients);
+    server.stopped().await;
     let server = Daemon::start(data.path(), &[("adapter", "none")]);
     let clients = server.connect().await;
     let valid = list(&clients, false).await;
     assert!(valid.iter().any(|found| found.mode() == Mode::Packet));
-    server.stop();
+    drop(clients);
+    server.stopped().await;
 }
 
 #[tokio::test]

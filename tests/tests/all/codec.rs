@@ -300,7 +300,7 @@ async fn a_daemon_keeps_packets_in_the_codec_that_it_is_told_and_answers_from_th
         let answer = clients.answer(request).await.unwrap();
         assert_eq!(answer.summary.packets, [record.id]);
         answers.push(answer.text);
-        daemon.stop();
+        daemon.stopped().await;
     }
     // f32, of which int8 is a quarter and int4 an eighth, and their scales.
     assert!(

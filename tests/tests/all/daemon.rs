@@ -85,6 +85,12 @@ impl Daemon {
         self.thread.take().unwrap().join().unwrap().unwrap();
     }
 
+    /// The same from a test that has connected: its connections, which end on the test's own thread,
+    /// are not held up meanwhile.
+    pub(crate) async fn stopped(self) {
+        tokio::task::spawn_blocking(|| self.stop()).await.unwrap();
+    }
+
     pub(crate) async fn connect(&self) -> Clients {
         self.connect_with_window(None).await
     }

@@ -113,7 +113,7 @@ async fn a_fact_holds_through_a_restart_and_leaves_no_trace_when_retired() {
     the_ledger_and_the_list_show_it(&clients, &record.id).await;
     bad_facts_are_refused(&clients).await;
     drop(clients);
-    daemon.stop();
+    daemon.stopped().await;
 
     let daemon = Daemon::start(data.path(), &[]);
     let clients = daemon.connect().await;
@@ -174,7 +174,7 @@ async fn a_fact_holds_through_a_restart_and_leaves_no_trace_when_retired() {
         answer.prompt_tokens
     );
     assert!(answer.packet_tokens > 0);
-    daemon.stop();
+    daemon.stopped().await;
 }
 
 async fn from_packet(clients: &Clients) -> addenda_proto::addenda::v1::Summary {

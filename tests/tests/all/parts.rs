@@ -95,7 +95,7 @@ async fn a_long_document_is_read_whole_and_in_order_also_after_a_restart_and_a_r
         .await
         .unwrap()
         .summary;
-    daemon.stop();
+    daemon.stopped().await;
 
     for rebuild in [false, true] {
         if rebuild {
@@ -122,7 +122,7 @@ async fn a_long_document_is_read_whole_and_in_order_also_after_a_restart_and_a_r
         listed.sort_by_key(|packet| packet.part);
         assert_eq!(ids(&listed), ids(&first.packets));
         assert!(listed.iter().all(|packet| packet.parts == parts));
-        daemon.stop();
+        daemon.stopped().await;
     }
 }
 
@@ -157,7 +157,7 @@ async fn a_changed_text_replaces_its_packets_and_reuses_those_that_did_not_chang
     // A short text takes the place of a long one.
     let short = put(&clients, "rules", &line(7)).await;
     assert_eq!(ids(&list(&clients).await), ids(&short.packets));
-    daemon.stop();
+    daemon.stopped().await;
 }
 
 #[tokio::test]
@@ -218,5 +218,5 @@ async fn deleting_a_document_erases_all_its_packets_and_a_hole_is_never_read_ove
         .into_inner();
     assert_eq!(erased.packets as usize, first.len());
     assert!(list(&clients).await.is_empty());
-    daemon.stop();
+    daemon.stopped().await;
 }
