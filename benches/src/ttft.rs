@@ -56,19 +56,25 @@ async fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
     let path = crate::resolve(&arguments.model)?;
     let tokenizer = ModelFiles::open(&path)?.tokenizer;
     let question = text::prose(&tokenizer, arguments.question_tokens, 0)?;
-    let start = || Daemon::start(&arguments.model, folder.path(), &arguments.serve_flag);
+    // One packet a document, however long.
+    let mut flags = vec![format!("--packet-tokens={}", arguments.packet_tokens.max(32))];
+    flags.extend(arguments.serve_flag.iter().cloned());
+    let start = || Daemon::start(&arguments.model, folder.path(), &flags);
 
     let daemon = start().await?;
+    // The daemon closes each document with an empty line: a token or two.
+    let own_tokens = arguments.packet_tokens.saturating_sub(2).max(1);
     let mut names = Vec::new();
-    let mut loaded_bytes = 0;
+    let (mut loaded_bytes, mut packets) = (0, 0);
     for index in 0..arguments.packets {
         let name = format!("document-{index}");
         let request = PutDocumentRequest {
             name: name.clone(),
-            text: text::prose(&tokenizer, arguments.packet_tokens, 1 + index as u64)?,
+            text: text::prose(&tokenizer, own_tokens, 1 + index as u64)?,
             ..PutDocumentRequest::default()
         };
         let put = daemon.packets().put_document(request).await?.into_inner();
+        packets += put.packets.len();
         loaded_bytes += put.packets.iter().map(|packet| packet.bytes).sum::<u64>();
         names.push(name);
         eprint!("\rdocuments {}/{}", index + 1, arguments.packets);
@@ -108,7 +114,7 @@ async fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
     let packet_ms = median(packet.iter().copied());
     let full_ms = (!arguments.no_full).then(|| median(full.iter().copied()));
     Ok(json!({
-        "model": arguments.model, "packets": arguments.packets,
+        "model": arguments.model, "packets": packets,
         "packet_tokens": arguments.packet_tokens, "question_tokens": arguments.question_tokens,
         "full_ms": full_ms, "packet_ms": packet_ms, "ratio": full_ms.map(|full| full / packet_ms),
         "loaded_bytes": loaded_bytes, "runs": packet.len(),

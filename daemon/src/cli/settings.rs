@@ -81,6 +81,15 @@ pub(crate) struct ServerArgs {
     /// Tokens that one prefill step computes [default: 512]
     #[arg(long, value_name = "N")]
     prefill_chunk: Option<String>,
+    /// auto (the last activated, or what ships), none, or an adapter's id or name [default: auto]
+    #[arg(long, value_name = "ADAPTER")]
+    adapter: Option<String>,
+    /// Tokens of a packet at most; a longer document is split [default: 512]
+    #[arg(long, value_name = "N")]
+    packet_tokens: Option<String>,
+    /// How packets are kept: none, int8 (half of bf16's bytes) or int4 (a third) [default: none]
+    #[arg(long, value_name = "CODEC")]
+    packet_codec: Option<String>,
     /// Disk space for packets; 0 sets no limit [default: 64 GiB]
     #[arg(long, value_name = "BYTES")]
     max_store_bytes: Option<String>,
@@ -106,6 +115,9 @@ impl ServerArgs {
             ("queue", &self.queue),
             ("max_tokens", &self.max_tokens),
             ("prefill_chunk", &self.prefill_chunk),
+            ("adapter", &self.adapter),
+            ("packet_tokens", &self.packet_tokens),
+            ("packet_codec", &self.packet_codec),
             ("max_store_bytes", &self.max_store_bytes),
             ("min_free_bytes", &self.min_free_bytes),
             ("log", &self.log),
