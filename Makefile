@@ -27,9 +27,11 @@ lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps --locked
 	python3 setup/arrows.py
 
-bench: build ## compare with peers (needs benches/)
-	@test -d benches || { echo 'There is no benches/ folder in this version: nothing to measure.'; exit 1; }
-	cargo bench --workspace --locked
+bench: setup ## measure packets against full prefill, and prefill and decode rates
+	@cargo build --release --workspace --bins --locked
+	@$(addenda) model fetch smollm2-135m
+	@$(addenda)-bench ttft --json
+	@$(addenda)-bench prefill --json
 
 models: build ## fetch the four models of the catalogue (2 GB)
 	@$(addenda) model fetch smollm2-135m gemma3-270m qwen2.5-0.5b qwen2.5-1.5b
