@@ -57,7 +57,10 @@ async fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
     let tokenizer = ModelFiles::open(&path)?.tokenizer;
     let question = text::prose(&tokenizer, arguments.question_tokens, 0)?;
     // One packet a document, however long.
-    let mut flags = vec![format!("--packet-tokens={}", arguments.packet_tokens.max(32))];
+    let mut flags = vec![format!(
+        "--packet-tokens={}",
+        arguments.packet_tokens.max(32)
+    )];
     flags.extend(arguments.serve_flag.iter().cloned());
     let start = || Daemon::start(&arguments.model, folder.path(), &flags);
 
