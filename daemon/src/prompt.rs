@@ -92,6 +92,19 @@ pub(crate) fn around_documents(
     })
 }
 
+impl Ask {
+    /// A single question: a user's turn, or, for a model without a chat template, a text to go on with.
+    pub(crate) fn question(text: &str, template: Option<&ChatTemplate>) -> Self {
+        match template {
+            Some(_) => Self::Chat(vec![ChatMessage {
+                role: "user".to_owned(),
+                content: text.to_owned(),
+            }]),
+            None => Self::Completion(format!("Question: {text}\nAnswer:")),
+        }
+    }
+}
+
 /// What stands before the documents of requests that say nothing before them themselves: a text, and
 /// a chat without a system message.
 ///

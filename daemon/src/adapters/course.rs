@@ -6,7 +6,7 @@
 
 use addenda_editor::Corpus;
 use addenda_model::adapter::Lesson;
-use addenda_model::{ChatMessage, ChatTemplate, Tokenizer};
+use addenda_model::{ChatTemplate, Tokenizer};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -162,13 +162,7 @@ impl Course<'_> {
 
     /// The sample as serving would lay it out; without a chat template, as raw text.
     fn tokens(&self, sample: &Sample) -> Result<Lesson> {
-        let ask = match self.template {
-            Some(_) => Ask::Chat(vec![ChatMessage {
-                role: "user".to_owned(),
-                content: sample.question.clone(),
-            }]),
-            None => Ask::Completion(format!("Question: {}\nAnswer:", sample.question)),
-        };
+        let ask = Ask::question(&sample.question, self.template);
         let framed = prompt::around_documents(&ask, self.tokenizer, self.template)?;
         let documents = sample.documents.iter().filter(|text| !text.is_empty());
         let documents = documents

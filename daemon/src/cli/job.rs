@@ -38,7 +38,8 @@ pub(crate) enum JobCommand {
 
 impl JobCommand {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
-        let mut jobs = Client::connect(connect).await?.jobs();
+        let client = Client::connect(connect).await?;
+        let mut jobs = client.jobs();
         match self {
             Self::List { all } => {
                 let request = ListJobsRequest { include_ended: all };
@@ -54,36 +55,77 @@ impl JobCommand {
                 print_one(&job, console)?;
             }
             Self::Watch { id } => {
-                let states = jobs.watch(GetJobRequest { id }).await?.into_inner();
-                return watch(states, console).await;
+                return watch(&client, id, console).await;
             }
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-async fn watch(mut states: tonic::Streaming<JobRecord>, console: &mut Console) -> Result<ExitCode> {
-    let bar = console.bar(0, "", "");
-    let mut last = None;
-    while let Some(job) = states.message().await? {
+async fn watch(client: &Client, id: String, console: &mut Console) -> Result<ExitCode> {
+    let job = follow(client, id, console, |job, console| {
         if console.json() {
-            console.message("JobRecord", &job)?;
+            console.message("JobRecord", job)?;
         }
-        bar.set_length(job.total);
-        bar.set_position(job.done);
-        bar.set_message(format!("{} {}", job.kind, job.phase));
-        last = Some(job);
-    }
-    bar.finish_and_clear();
-    let job = last.ok_or(Error::Incomplete {
-        what: "the job's state",
-    })?;
+        Ok(format!("{} {}", job.kind, job.phase))
+    })
+    .await?;
     if !console.json() {
         print_one(&job, console)?;
     }
     Ok(match job.state() {
         JobState::Failed | JobState::Cancelled => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
+    })
+}
+
+/// Follows a job of this command's own to its end; `cancelled` says what became of one that was
+/// cancelled.
+///
+/// # Errors
+/// It did not end well: `what` did not come about, and why.
+pub(super) async fn finish(
+    client: &Client,
+    id: String,
+    (what, cancelled): (&str, &str),
+    console: &mut Console,
+) -> Result<()> {
+    let job = follow(client, id, console, |job, _| Ok(job.phase.clone())).await?;
+    let why = match job.state() {
+        JobState::Done => return Ok(()),
+        JobState::Cancelled => cancelled,
+        _ => job.error.as_str(),
+    };
+    Err(Error::refused(
+        format!("{what}: {why}"),
+        "`addenda job list --all` shows all jobs",
+    ))
+}
+
+/// Shows a job's states on a bar, under the words that `say` has for each; the last one.
+async fn follow(
+    client: &Client,
+    id: String,
+    console: &mut Console,
+    say: impl Fn(&JobRecord, &mut Console) -> Result<String>,
+) -> Result<JobRecord> {
+    let mut states = client
+        .jobs()
+        .watch(GetJobRequest { id })
+        .await?
+        .into_inner();
+    let bar = console.bar(0, "", "");
+    let mut last = None;
+    while let Some(job) = states.message().await? {
+        let words = say(&job, console)?;
+        bar.set_length(job.total);
+        bar.set_position(job.done);
+        bar.set_message(words);
+        last = Some(job);
+    }
+    bar.finish_and_clear();
+    last.ok_or(Error::Incomplete {
+        what: "the job's state",
     })
 }
 

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_model::ChatMessage;
 use addenda_proto::addenda::v1::Mode;
 
 use crate::adapters::samples::Sample;
@@ -161,15 +160,7 @@ async fn answer(
     (question, way): (&Question<'_>, Way),
     follow: Follow,
 ) -> Result<Answer> {
-    let sample = question.sample;
-    let ask = match serving.template() {
-        Some(_) => Ask::Chat(vec![ChatMessage {
-            role: "user".to_owned(),
-            content: sample.question.clone(),
-        }]),
-        // A base model goes on with the text.
-        None => Ask::Completion(format!("Question: {}\nAnswer:", sample.question)),
-    };
+    let ask = Ask::question(&question.sample.question, serving.template());
     let asked = Asked::in_way(ask, question.names.clone(), way, question.namespace)?;
     let mut tries = 0;
     loop {

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use addenda_proto::addenda::v1::{
-    CertificateRecord, CertifyRequest, GetJobRequest, JobState, LabelledSample,
-    ListCertificatesRequest,
+    CertificateRecord, CertifyRequest, LabelledSample, ListCertificatesRequest,
 };
 use clap::Args;
 use serde::Deserialize;
@@ -15,6 +14,7 @@ use crate::cli::ask::ModeArg;
 use crate::cli::client::Client;
 use crate::cli::console::Console;
 use crate::cli::error::{Error, Result};
+use crate::cli::job::finish;
 
 #[derive(Debug, Args)]
 pub(crate) struct CertifyArgs {
@@ -55,30 +55,8 @@ impl CertifyArgs {
             .certify(self.request()?)
             .await?
             .into_inner();
-        let watch = GetJobRequest { id: job.id };
-        let mut states = client.jobs().watch(watch).await?.into_inner();
-        let bar = console.bar(0, "", "");
-        let mut last = None;
-        while let Some(job) = states.message().await? {
-            bar.set_length(job.total);
-            bar.set_position(job.done);
-            bar.set_message(job.phase.clone());
-            last = Some(job);
-        }
-        bar.finish_and_clear();
-        let job = last.ok_or(Error::Incomplete {
-            what: "the job's state",
-        })?;
-        if job.state() != JobState::Done {
-            let why = match job.state() {
-                JobState::Cancelled => "it was cancelled",
-                _ => job.error.as_str(),
-            };
-            return Err(Error::refused(
-                format!("nothing was certified: {why}"),
-                "`addenda job list --all` shows all jobs",
-            ));
-        }
+        let words = ("nothing was certified", "it was cancelled");
+        finish(client, job.id, words, console).await?;
         list(client, false, console).await
     }
 

@@ -2,15 +2,14 @@
 
 use std::process::ExitCode;
 
-use addenda_proto::addenda::v1::{
-    GetJobRequest, JobState, ListAdaptersRequest, TrainAdapterRequest, TrainingData,
-};
+use addenda_proto::addenda::v1::{ListAdaptersRequest, TrainAdapterRequest, TrainingData};
 use clap::Args;
 
 use super::show;
 use crate::cli::client::Client;
 use crate::cli::console::Console;
 use crate::cli::error::{Error, Result};
+use crate::cli::job::finish;
 
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
@@ -78,30 +77,9 @@ impl TrainArgs {
             "{} trains in the daemon; `addenda job cancel {}` stops it, and the same command goes on.",
             job.id, job.id
         ))?;
-        let watch = GetJobRequest { id: job.id };
-        let mut states = client.jobs().watch(watch).await?.into_inner();
-        let bar = console.bar(0, "", "");
-        let mut last = None;
-        while let Some(job) = states.message().await? {
-            bar.set_length(job.total);
-            bar.set_position(job.done);
-            bar.set_message(job.phase.clone());
-            last = Some(job);
-        }
-        bar.finish_and_clear();
-        let job = last.ok_or(Error::Incomplete {
-            what: "the job's state",
-        })?;
-        if job.state() != JobState::Done {
-            let state = match job.state() {
-                JobState::Cancelled => "cancelled; the same command goes on from its checkpoint",
-                _ => job.error.as_str(),
-            };
-            return Err(Error::refused(
-                format!("the training ended early: {state}"),
-                "`addenda job list --all` shows all jobs",
-            ));
-        }
+        let cancelled = "cancelled; the same command goes on from its checkpoint";
+        let words = ("the training ended early", cancelled);
+        finish(client, job.id, words, console).await?;
         let list = client.adapters().list(ListAdaptersRequest {}).await?;
         let newest = list.get_ref().adapters.first();
         let newest = newest.ok_or(Error::Incomplete {
