@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench models build setup clean
+.PHONY: help demo test crash lint bench models build setup clean
 
 # Set for cargo and for us, so that both look in the same place whatever cargo's own settings say.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -21,17 +21,21 @@ test: build ## set up, build, and run all tests
 	@$(addenda) model fetch smollm2-135m gemma3-270m
 	@setup/test.sh
 
+crash: setup ## kill a writing process 300 times and look for what it lost
+	cargo test --release --workspace --locked --test store -- --ignored three_hundred
+
 lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps --locked
 	python3 setup/arrows.py
 
-bench: setup ## measure packets against full prefill, and prefill and decode rates
+bench: setup ## measure packets against full prefill, prefill and decode rates, and the store
 	@cargo build --release --workspace --bins --locked
 	@$(addenda) model fetch smollm2-135m
 	@$(addenda)-bench ttft --json
 	@$(addenda)-bench prefill --json
+	@$(addenda)-bench store --json
 
 models: build ## fetch the four models of the catalogue (2 GB)
 	@$(addenda) model fetch smollm2-135m gemma3-270m qwen2.5-0.5b qwen2.5-1.5b

@@ -15,6 +15,9 @@ pub(crate) enum Error {
     /// The model's.
     #[error(transparent)]
     Model(#[from] addenda_model::Error),
+    /// The store's.
+    #[error(transparent)]
+    Store(#[from] addenda_cache::Error),
     /// libtorch's.
     #[error("libtorch failed: {0}")]
     Torch(#[from] tch::TchError),

@@ -8,6 +8,7 @@ mod daemon;
 mod error;
 mod prefill;
 mod quality;
+mod store;
 mod text;
 mod ttft;
 
@@ -30,6 +31,8 @@ enum What {
     Quality(quality::Arguments),
     /// Tokens a second of full prefill and of decoding, without a daemon.
     Prefill(prefill::Arguments),
+    /// The store of packets beside plain files with fsync, in the same run, without a daemon.
+    Store(store::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         What::Ttft(arguments) => ttft::run(&arguments),
         What::Quality(arguments) => quality::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
+        What::Store(arguments) => store::run(&arguments),
     };
     match line {
         Ok(line) => {

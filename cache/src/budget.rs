@@ -38,6 +38,16 @@ struct Entry {
     revision: [u8; 32],
 }
 
+/// Takes a record from the live bytes of its extent.
+fn leave(extents: &mut HashMap<u64, u64>, location: &Location) {
+    if let Some(bytes) = extents.get_mut(&location.extent) {
+        *bytes = bytes.saturating_sub(location.record_len());
+        if *bytes == 0 {
+            extents.remove(&location.extent);
+        }
+    }
+}
+
 /// What the live packets take, and when they were used.
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
@@ -47,6 +57,8 @@ pub(crate) struct Usage {
     next_tick: u64,
     dirty: HashSet<PacketId>,
     revisions: HashMap<[u8; 32], u64>,
+    /// Live bytes of each extent.
+    extents: HashMap<u64, u64>,
     live_bytes: u64,
     disk_bytes: u64,
     evicted: u64,
@@ -74,6 +86,7 @@ impl Usage {
         self.remove(&manifest.id);
         self.live_bytes = self.live_bytes.saturating_add(manifest.bytes());
         *self.revisions.entry(manifest.header.revision).or_default() += 1;
+        *self.extents.entry(manifest.location.extent).or_default() += manifest.bytes();
         let tick = self.tick();
         self.order.insert(tick, manifest.id);
         self.entries.insert(
@@ -95,12 +108,41 @@ impl Usage {
         self.order.remove(&entry.tick);
         self.dirty.remove(id);
         self.live_bytes = self.live_bytes.saturating_sub(entry.bytes);
+        leave(&mut self.extents, &entry.location);
         if let Some(count) = self.revisions.get_mut(&entry.revision) {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 self.revisions.remove(&entry.revision);
             }
         }
+    }
+
+    /// Notes that a packet's record lies elsewhere now, which is no use of it; false where the packet is not live.
+    pub(crate) fn relocate(&mut self, id: &PacketId, location: Location) -> bool {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return false;
+        };
+        self.live_bytes = self.live_bytes.saturating_sub(entry.bytes);
+        leave(&mut self.extents, &entry.location);
+        entry.location = location;
+        entry.bytes = location.record_len();
+        self.live_bytes = self.live_bytes.saturating_add(entry.bytes);
+        *self.extents.entry(location.extent).or_default() += entry.bytes;
+        true
+    }
+
+    /// Bytes of live packets in an extent.
+    pub(crate) fn live_in(&self, extent: u64) -> u64 {
+        self.extents.get(&extent).copied().unwrap_or_default()
+    }
+
+    /// Live packets in an extent.
+    pub(crate) fn packets_in(&self, extent: u64) -> Vec<PacketId> {
+        let entries = self.entries.iter();
+        entries
+            .filter(|(_, entry)| entry.location.extent == extent)
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Notes a use; false where the packet is not live.

@@ -1,7 +1,7 @@
 //! The extents of a store: append-only files that together hold every event in order.
 //!
 //! Owns which extent grows, when the next one begins, and that a batch of records is durable before anyone hears
-//! of it. Knows neither the index nor who reads. Invariants: records lie in the order of their sequences; after a
+//! of it. Knows neither the index nor who reads. Invariants: records that are no copies lie in the order of their sequences; after a
 //! failed write what was written is cut away, and where that or a sync fails the extent is never written again.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
 use crate::manifest::Location;
-use crate::record::{Frame, RECORD_VERSION, align};
+use crate::record::{COPY_VERSION, Frame, RECORD_VERSION, align};
 
 /// A payload that is to be written: pieces, one behind the other.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +31,22 @@ impl Payload<'_> {
     };
 }
 
+/// Whether a record says something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    New,
+    /// It takes the place of a record that a compaction removes.
+    Copy {
+        sequence: u64,
+    },
+}
+
 /// A record that is to be appended.
 #[derive(Debug)]
 pub(crate) struct Pending<'a> {
     pub(crate) event: Event,
     pub(crate) payload: Payload<'a>,
+    pub(crate) origin: Origin,
 }
 
 impl Pending<'_> {
@@ -43,6 +54,7 @@ impl Pending<'_> {
         Self {
             event,
             payload: Payload::NONE,
+            origin: Origin::New,
         }
     }
 }
@@ -152,7 +164,8 @@ impl Extents {
         let (file, start) = self.room(tail, length)?;
         let first = tail.next_sequence;
         // Numbers that a failed write may have left on the disk are not given out again.
-        tail.next_sequence = first.saturating_add(batch.len() as u64);
+        let new = batch.iter().filter(|one| one.origin == Origin::New);
+        tail.next_sequence = first.saturating_add(new.count() as u64);
         match write_batch(&file, start, first, batch) {
             Ok((placed, end)) => {
                 if let Err(error) = file.sync() {
@@ -180,6 +193,11 @@ impl Extents {
         {
             return Ok((Arc::clone(file), *end));
         }
+        Ok((self.roll(tail)?, FIRST_RECORD))
+    }
+
+    /// Begins the next extent.
+    pub(crate) fn roll(&self, tail: &mut Tail) -> Result<Arc<ExtentFile>> {
         let number = tail.next_extent;
         tail.next_extent = number.saturating_add(1);
         let file = Arc::new(ExtentFile::create(&self.directory, number, rand::random())?);
@@ -188,7 +206,18 @@ impl Extents {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(number, Arc::clone(&file));
         tail.active = Some((Arc::clone(&file), FIRST_RECORD));
-        Ok((file, FIRST_RECORD))
+        Ok(file)
+    }
+
+    /// Removes an extent that nothing counts on. Maps of it stay readable.
+    pub(crate) fn remove(&self, number: u64) -> Result<()> {
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(&number) {
+            std::fs::remove_file(file.path()).map_err(Error::io("remove", file.path()))?;
+            files.remove(&number);
+        }
+        drop(files);
+        sync_directory(&self.directory)
     }
 }
 
@@ -206,12 +235,38 @@ fn write_batch(
 ) -> Result<(Vec<Placed>, u64)> {
     let mut placed = Vec::with_capacity(batch.len());
     let mut at = start;
-    for (sequence, pending) in (first_sequence..).zip(batch) {
-        let (location, end) = write_record(file, at, sequence, pending)?;
-        placed.push(Placed { sequence, location });
+    let mut sequence = first_sequence;
+    let mut before: Option<&Pending<'_>> = None;
+    for pending in batch {
+        if before.is_some_and(|before| takes_the_place_of(before, pending, batch)) {
+            file.sync()?;
+        }
+        before = Some(pending);
+        let own = match pending.origin {
+            Origin::New => {
+                let own = sequence;
+                sequence = sequence.saturating_add(1);
+                own
+            }
+            Origin::Copy { sequence } => sequence,
+        };
+        let (location, end) = write_record(file, at, own, pending)?;
+        placed.push(Placed {
+            sequence: own,
+            location,
+        });
         at = end;
     }
     Ok((placed, at))
+}
+
+/// Whether what comes before must be on the disk first: where a batch ends packets, a machine that loses power must
+/// not keep that end and lose what takes their place.
+fn takes_the_place_of(before: &Pending<'_>, pending: &Pending<'_>, batch: &[Pending<'_>]) -> bool {
+    let ends = |one: &Pending<'_>| {
+        one.origin == Origin::New && matches!(one.event, Event::Tombstone { .. })
+    };
+    before.event.kind() != pending.event.kind() && batch.iter().any(ends)
 }
 
 fn write_record(
@@ -222,7 +277,10 @@ fn write_record(
 ) -> Result<(Location, u64)> {
     let meta = pending.event.encode();
     let frame = Frame {
-        version: RECORD_VERSION,
+        version: match pending.origin {
+            Origin::New => RECORD_VERSION,
+            Origin::Copy { .. } => COPY_VERSION,
+        },
         kind: pending.event.kind(),
         meta_len: u32::try_from(meta.len()).unwrap_or(u32::MAX),
         payload_len: pending.payload.length,

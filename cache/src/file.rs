@@ -168,6 +168,11 @@ impl ExtentFile {
             .map_err(Error::io("read", &self.path))
     }
 
+    /// The error of a page that could not be read through a map.
+    pub(crate) fn unreadable(&self, source: io::Error) -> Error {
+        Error::io("read", &self.path)(source)
+    }
+
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file
             .write_all_at(bytes, offset)

@@ -223,6 +223,14 @@ impl Index {
         Ok(Change::default())
     }
 
+    /// Forgets why a packet is gone, where that is still what its tombstone of this time said.
+    pub(crate) fn forget_grave(&self, packet_key: &PacketKey, at_ms: u64) -> Result<()> {
+        if self.grave_at(packet_key)? == Some(at_ms) {
+            self.db.remove(key(b'g', packet_key.as_bytes()))?;
+        }
+        Ok(())
+    }
+
     /// Notes when packets were last used; those that are gone are left out.
     pub(crate) fn note_uses(&self, uses: &[(PacketId, u64)]) -> Result<()> {
         let mut batch = Batch::default();

@@ -70,12 +70,12 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// The map, made by the first who asks; the others wait for it rather than verify again.
-    pub(crate) fn map(&self, make: impl FnOnce() -> Result<Mmap>) -> Result<Arc<Mmap>> {
+    pub(crate) fn map(&self, make: impl FnOnce() -> Result<Arc<Mmap>>) -> Result<Arc<Mmap>> {
         let mut slot = locked(&self.map);
         if let Some(map) = &*slot {
             return Ok(Arc::clone(map));
         }
-        let map = Arc::new(make()?);
+        let map = make()?;
         self.mapped.fetch_add(map.len() as u64, Ordering::Relaxed);
         *slot = Some(Arc::clone(&map));
         Ok(map)
@@ -183,6 +183,26 @@ impl Leases {
             }
             read
         });
+    }
+
+    /// Removes an extent by `remove` unless someone who found a packet in it has yet to map it. Maps that are there
+    /// already stay readable. No lease is taken meanwhile.
+    pub(crate) fn retire(&self, extent: u64, remove: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let mut registry = locked(&self.registry);
+        let waits = |lease: &Arc<Lease>| {
+            let slot = lease.map.try_lock();
+            slot.map_or(true, |map| map.is_none())
+        };
+        let mut leases = registry.held.iter();
+        if leases.any(|(place, lease)| {
+            place.extent == extent && lease.upgrade().is_some_and(|lease| waits(&lease))
+        }) {
+            return Ok(false);
+        }
+        remove()?;
+        registry.verified.retain(|place| place.extent != extent);
+        registry.dead.retain(|dead| dead.location.extent != extent);
+        Ok(true)
     }
 
     /// Bytes of all maps that are alive.

@@ -39,5 +39,7 @@ pub use lock::DirectoryLock;
 pub use manifest::{Location, Manifest};
 pub use packet::{MAX_DOCUMENT, MAX_DTYPE, MAX_NAMESPACE, MAX_ROPE, PacketHeader};
 pub use recover::{RecoverProgress, Recovery};
-pub use store::{Miss, Put, Removed, Stats, Store, StoreOptions};
+pub use store::{
+    CompactProgress, CompactReport, Effort, Miss, Put, Removed, Stats, Store, StoreOptions,
+};
 pub use verify::{DamagedPacket, VerifyProgress, VerifyReport};

@@ -7,7 +7,7 @@
 //! 10      2      kind
 //! 12      4      length of the event's encoding (meta)
 //! 16      8      length of the payload
-//! 24      8      sequence: place in the order of all records of the store
+//! 24      8      sequence: place in the order of all events of the store; a copy has its original's
 //! 32      32     id of the packet it is about, zeros for a document
 //! 64      32     BLAKE3 of the payload
 //! 96      32     keyed BLAKE3 of the record's offset, the 96 bytes above and the meta
@@ -28,6 +28,9 @@ pub(crate) const ALIGN: u64 = 64;
 pub(crate) const FRAME: usize = 128;
 /// Version of the events' encoding. In version 1 a document had no editions: each of its packets was all of it.
 pub(crate) const RECORD_VERSION: u16 = 2;
+/// Version of a record that is a copy of an earlier one: encoded as version 2, in its original's place among all
+/// events wherever it lies.
+pub(crate) const COPY_VERSION: u16 = 3;
 /// Longest event, bytes.
 pub(crate) const MAX_META: usize = 1 << 20;
 /// Longest payload, bytes.

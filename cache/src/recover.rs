@@ -1,25 +1,28 @@
 //! Bringing the index to what the extents say: the records behind the last checkpoint at every open, all of them
 //! where the index is missing or unreadable.
 //!
-//! Owns replaying, cutting a torn tail and setting a broken index aside. Never changes a record. Invariants: a packet
-//! is added only after its payload was verified; only the last extent is cut, and only behind its last intact record.
+//! Owns opening, setting a broken index aside and counting what lives. Never changes a record. Invariant: an index is
+//! believed only where it belongs to these extents.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::budget::Usage;
 use crate::error::{Error, Result};
 use crate::event::{Event, Gone};
 use crate::extent::{Extents, Opened, Tail};
-use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
+use crate::file::sync_directory;
 use crate::id::{PacketId, PacketKey};
-use crate::index::{Change, Checkpoint, Index};
+use crate::index::{Checkpoint, Index};
 use crate::lease::Leases;
 use crate::lock::wait_until_free;
 use crate::manifest::Location;
-use crate::scan::{Found, Scanner, Step, verify_payload};
+use crate::payload::Hands;
 use crate::store::StoreOptions;
+
+mod replay;
+
+use replay::Replay;
 
 /// How far a replay is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,6 +58,7 @@ pub(crate) struct Recovered {
     pub(crate) extents: Extents,
     pub(crate) index: Index,
     pub(crate) leases: Leases,
+    pub(crate) hands: Hands,
     pub(crate) usage: Usage,
     pub(crate) tail: Tail,
     pub(crate) report: Recovery,
@@ -94,10 +98,11 @@ fn attempt(
     } = Extents::open(&directory.join("extents"), options.extent_bytes)?;
     let path = directory.join("index");
     let (index, from, rebuilt) = open_index(&path, &extents, options.index_cache_bytes, anew)?;
-    let leases = Leases::default();
+    let (leases, hands) = (Leases::default(), Hands::new());
     let mut replay = Replay {
         index: &index,
         leases: &leases,
+        hands: &hands,
         progress,
         state: RecoverProgress::default(),
         report: Recovery {
@@ -106,6 +111,7 @@ fn attempt(
             ..Recovery::default()
         },
         suspects: BTreeMap::new(),
+        follows: from.is_some(),
         tail: Tail {
             active: None,
             next_extent,
@@ -126,6 +132,7 @@ fn attempt(
         extents,
         index,
         leases,
+        hands,
         usage,
         tail,
         report,
@@ -223,123 +230,4 @@ fn census(index: &Index, extents: &Extents, tail: &Tail) -> Result<Usage> {
     let mut usage = Usage::default();
     live.iter().for_each(|manifest| usage.add(manifest));
     Ok(usage)
-}
-
-struct Replay<'a> {
-    index: &'a Index,
-    leases: &'a Leases,
-    progress: &'a mut dyn FnMut(&RecoverProgress),
-    state: RecoverProgress,
-    report: Recovery,
-    suspects: BTreeMap<PacketId, PacketKey>,
-    tail: Tail,
-}
-
-impl Replay<'_> {
-    fn run(&mut self, extents: &Extents, from: Option<&Checkpoint>) -> Result<()> {
-        let starts: Vec<(Arc<ExtentFile>, u64)> = extents
-            .all()
-            .into_iter()
-            .filter_map(|file| match from {
-                Some(checkpoint) if file.number() < checkpoint.extent => None,
-                Some(checkpoint) if file.number() == checkpoint.extent => {
-                    Some((file, checkpoint.offset))
-                }
-                _ => Some((file, FIRST_RECORD)),
-            })
-            .collect();
-        for (file, start) in &starts {
-            self.state.bytes_total += file.len()?.saturating_sub(*start);
-        }
-        for (file, start) in &starts {
-            let last = file.number().saturating_add(1) == self.tail.next_extent;
-            let end = self.extent(file, *start, last)?;
-            if last {
-                self.tail.active = Some((Arc::clone(file), end));
-            }
-        }
-        // What was cut or skipped is done too.
-        self.state.bytes_done = self.state.bytes_total;
-        (self.progress)(&self.state);
-        self.report.records = self.state.records;
-        self.report.damaged = self.suspects.keys().copied().collect();
-        Ok(())
-    }
-
-    /// Replays one extent and returns the end of its last intact record.
-    fn extent(&mut self, file: &ExtentFile, start: u64, last: bool) -> Result<u64> {
-        let mut scanner = Scanner::new(file, start)?;
-        let mut end = start;
-        // A packet whose payload does not match and that nothing follows was never acknowledged.
-        let mut torn: Option<Found> = None;
-        loop {
-            match scanner.step()? {
-                Step::Record(found) => {
-                    self.give_up(torn.take());
-                    let at = std::mem::replace(&mut end, found.next);
-                    if !self.record(file, &found)? {
-                        torn = Some(*found);
-                    }
-                    self.state.bytes_done += end.saturating_sub(at);
-                    (self.progress)(&self.state);
-                }
-                Step::Gap { from, to } => {
-                    tracing::error!(extent = %file.path().display(), from, to, "bytes of the extent are damaged");
-                    self.give_up(torn.take());
-                    self.report.damaged_bytes += to - from;
-                    end = to;
-                }
-                Step::Tail { .. } | Step::End => break,
-            }
-        }
-        match torn {
-            Some(found) if last => end = found.location.offset,
-            other => self.give_up(other),
-        }
-        let length = file.len()?;
-        if last && length > end {
-            tracing::warn!(extent = %file.path().display(), bytes = length - end, "an unfinished write is cut off");
-            file.cut(end)?;
-            file.sync()?;
-            self.report.cut_bytes += length - end;
-        }
-        Ok(end)
-    }
-
-    fn give_up(&mut self, found: Option<Found>) {
-        if let Some(manifest) = found.and_then(|found| found.manifest()) {
-            self.suspects.insert(manifest.id, manifest.header.key);
-        }
-    }
-
-    /// Applies a record; false where it is a packet whose payload does not match.
-    fn record(&mut self, file: &ExtentFile, found: &Found) -> Result<bool> {
-        self.state.records += 1;
-        self.tail.next_sequence = self
-            .tail
-            .next_sequence
-            .max(found.sequence.saturating_add(1));
-        let change = if let Some(manifest) = found.manifest() {
-            if !verify_payload(file, &found.location, &found.payload_digest)? {
-                return Ok(false);
-            }
-            self.suspects.remove(&manifest.id);
-            self.leases.set_verified(manifest.location);
-            self.index.put(&manifest)?
-        } else {
-            // A dead packet's payload may be a hole, which is no damage.
-            if let Event::Tombstone { id, .. } = &found.event {
-                self.suspects.remove(id);
-            }
-            self.index.apply(&found.event)?
-        };
-        if let Change {
-            removed: Some(removed),
-            ..
-        } = change
-        {
-            self.leases.bury(&removed);
-        }
-        Ok(true)
-    }
 }

@@ -4,13 +4,17 @@
 //! (something does). Never changes a file. Invariant: what is returned as a record has its frame and meta verified;
 //! its payload is verified by [`verify_payload`] only.
 
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::file::ExtentFile;
 use crate::id::PacketId;
 use crate::manifest::{Location, Manifest};
-use crate::payload;
-use crate::record::{self, FRAME, Frame, RECORD_VERSION, align};
+use crate::payload::{self, Hands};
+use crate::record::{self, ALIGN, COPY_VERSION, FRAME, Frame, align};
 
 /// Read at once where a record begins; nearly all frames and metas fit.
 const FIRST_READ: usize = 4096;
@@ -22,6 +26,8 @@ const CHUNK: usize = 1 << 17;
 pub(crate) struct Found {
     pub(crate) event: Event,
     pub(crate) sequence: u64,
+    /// Whether it was copied here by a compaction.
+    pub(crate) copy: bool,
     pub(crate) location: Location,
     pub(crate) payload_digest: [u8; 32],
     /// Offset of the next record.
@@ -101,7 +107,7 @@ impl<'a> Scanner<'a> {
             return Ok(Step::Record(Box::new(found)));
         }
         let from = self.offset;
-        match self.find_intact(from.saturating_add(record::ALIGN))? {
+        match self.find_intact(from.saturating_add(ALIGN))? {
             Some(to) => {
                 self.offset = to;
                 Ok(Step::Gap { from, to })
@@ -124,7 +130,7 @@ impl<'a> Scanner<'a> {
             let chunk = buffer.get_mut(..length).unwrap_or_default();
             self.file.read_at(chunk, at)?;
             for (slot, bytes) in (0u64..).zip(chunk.chunks(64)) {
-                let offset = at.saturating_add(slot * record::ALIGN);
+                let offset = at.saturating_add(slot * ALIGN);
                 if bytes.starts_with(record::MAGIC)
                     && read_record(self.file, self.length, offset)?.is_ok()
                 {
@@ -179,11 +185,11 @@ pub(crate) fn read_record(
     if !Frame::verify(file.key(), offset, &head, meta) {
         return Ok(Err("the frame's digest does not match"));
     }
-    if frame.version > RECORD_VERSION {
+    if frame.version > COPY_VERSION {
         return Err(Error::NewerFormat {
             path: file.path().to_path_buf(),
             found: u32::from(frame.version),
-            known: u32::from(RECORD_VERSION),
+            known: u32::from(COPY_VERSION),
         });
     }
     if padding.iter().any(|&byte| byte != 0) {
@@ -201,6 +207,7 @@ pub(crate) fn read_record(
     Ok(check_event(&event, &frame).map(|()| Found {
         event,
         sequence: frame.sequence,
+        copy: frame.version == COPY_VERSION,
         location,
         payload_digest: frame.payload_digest,
         next: offset.saturating_add(frame.record_len()),
@@ -231,20 +238,26 @@ fn check_event(event: &Event, frame: &Frame) -> std::result::Result<(), NoRecord
     Ok(())
 }
 
-/// Whether a payload, and the zeros behind it, are what was written.
+/// The map of a payload that, with the zeros behind it, is what was written; none where it is not.
 pub(crate) fn verify_payload(
     file: &ExtentFile,
     location: &Location,
     expected: &[u8; 32],
-) -> Result<bool> {
+    hands: &Hands,
+) -> Result<Option<Arc<Mmap>>> {
     let end = location.payload.saturating_add(location.payload_len);
     if align(end) > file.len()? {
-        return Ok(false);
+        return Ok(None);
     }
-    let found = payload::digest(file, location.payload, location.payload_len)?;
-    let mut padding = vec![0; usize::try_from(align(end) - end).unwrap_or(0)];
-    file.read_at(&mut padding, end)?;
-    Ok(found == *expected && padding.iter().all(|&byte| byte == 0))
+    let mut padding = [0; ALIGN as usize];
+    let padding = padding
+        .get_mut(..usize::try_from(align(end) - end).unwrap_or(0))
+        .unwrap_or_default();
+    file.read_at(padding, end)?;
+    if padding.iter().any(|&byte| byte != 0) {
+        return Ok(None);
+    }
+    payload::verified(file, location, expected, hands)
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! part.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::budget::{Limits, Usage};
@@ -17,12 +17,15 @@ use crate::extent::{Extents, Tail};
 use crate::index::{Checkpoint, Index};
 use crate::lease::{Leases, locked};
 use crate::lock::DirectoryLock;
+use crate::payload::Hands;
 use crate::recover::{RecoverProgress, Recovered, Recovery, recover};
 
+mod compact;
 mod read;
 mod remove;
 mod write;
 
+pub use compact::{CompactProgress, CompactReport, Effort};
 pub use read::Miss;
 pub use remove::Removed;
 pub use write::Put;
@@ -91,8 +94,11 @@ pub struct Store {
     extents: Extents,
     index: Index,
     leases: Leases,
+    hands: Hands,
     usage: Mutex<Usage>,
     writer: Mutex<Writer>,
+    /// Held by the one compaction that runs.
+    compacting: Mutex<()>,
     can_punch: AtomicBool,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -156,6 +162,7 @@ impl Store {
             extents,
             index,
             leases,
+            hands,
             usage,
             tail,
             report,
@@ -171,12 +178,14 @@ impl Store {
             extents,
             index,
             leases,
+            hands,
             writer: Mutex::new(Writer {
                 tail,
                 records_since_checkpoint: report.records,
                 bytes_since_checkpoint: 0,
                 index_is_behind: false,
             }),
+            compacting: Mutex::default(),
             can_punch: AtomicBool::new(true),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -190,6 +199,11 @@ impl Store {
         locked(&store.usage).set_disk_bytes(store.extents.allocated()?);
         store.checkpoint_if(&mut locked(&store.writer), 1)?;
         Ok(store)
+    }
+
+    /// The writer's lock.
+    fn settled(&self) -> Result<MutexGuard<'_, Writer>> {
+        Ok(locked(&self.writer))
     }
 
     /// What opening this store took.

@@ -102,7 +102,7 @@ impl Store {
         state.packets += 1;
         state.bytes += manifest.bytes();
         match self.verify_record(&manifest) {
-            Ok(()) => {
+            Ok(_) => {
                 self.mark_verified(&manifest);
                 Ok(())
             }

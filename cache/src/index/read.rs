@@ -43,6 +43,13 @@ impl Index {
         decode_grave(&value).map(Some)
     }
 
+    /// When the packet of this key went, as its tombstone says.
+    pub(crate) fn grave_at(&self, packet_key: &PacketKey) -> Result<Option<u64>> {
+        let value = self.db.get(key(b'g', packet_key.as_bytes()))?;
+        let at = |value: sled::IVec| milliseconds(value.get(2..).unwrap_or_default());
+        value.map(at).transpose()
+    }
+
     /// Number of graves of this kind.
     pub(crate) fn count_graves(&self, why: Gone) -> Result<u64> {
         self.db.scan_prefix(b"g").try_fold(0u64, |count, entry| {

@@ -11,11 +11,11 @@ use tempfile::TempDir;
 
 use super::{Found, Scanner, Step, read_record, verify_payload};
 use crate::event::Event;
-use crate::extent::{Extents, Payload, Pending, Tail};
+use crate::extent::{Extents, Origin, Payload, Pending, Tail};
 use crate::file::{ExtentFile, FIRST_RECORD};
 use crate::id::{PacketId, PacketKey};
 use crate::packet::PacketHeader;
-use crate::payload::payload_hasher;
+use crate::payload::{Hands, payload_hasher};
 use crate::record::body_offset;
 
 fn append(extents: &Extents, tail: &mut Tail, number: u8, body: &[u8]) {
@@ -51,7 +51,16 @@ fn append(extents: &Extents, tail: &mut Tail, number: u8, body: &[u8]) {
         length,
         digest,
     };
-    extents.append(tail, &[Pending { event, payload }]).unwrap();
+    extents
+        .append(
+            tail,
+            &[Pending {
+                event,
+                payload,
+                origin: Origin::New,
+            }],
+        )
+        .unwrap();
 }
 
 /// An extent with three packets.
@@ -87,6 +96,7 @@ fn every_flipped_bit_of_a_record_is_found() {
     let (_directory, file, length) = extent();
     let (records, _, _) = walk(&file);
     let place = records[1].location;
+    let hands = Hands::new();
     for at in place.offset..records[1].next {
         let mut byte = [0];
         file.read_at(&mut byte, at).unwrap();
@@ -95,7 +105,9 @@ fn every_flipped_bit_of_a_record_is_found() {
             let intact = read_record(&file, length, place.offset)
                 .unwrap()
                 .is_ok_and(|found| {
-                    verify_payload(&file, &found.location, &found.payload_digest).unwrap()
+                    verify_payload(&file, &found.location, &found.payload_digest, &hands)
+                        .unwrap()
+                        .is_some()
                 });
             assert!(!intact, "bit {bit} of byte {at}");
         }

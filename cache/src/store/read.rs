@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use memmap2::Mmap;
+
 use super::{Store, now_ms};
 use crate::document::Document;
 use crate::error::{Error, Result};
@@ -128,10 +130,11 @@ impl Store {
             let place = &manifest.location;
             let file = self.home(manifest)?;
             if !self.leases.is_verified(place) {
-                self.verify_record(manifest)?;
+                let map = self.verify_record(manifest)?;
                 self.mark_verified(manifest);
+                return Ok(map);
             }
-            file.map(place.payload, place.payload_len)
+            Ok(Arc::new(file.map(place.payload, place.payload_len)?))
         })?;
         Ok(Body::new(map, Arc::clone(lease), manifest))
     }
@@ -180,8 +183,8 @@ impl Store {
         self.leases.set_verified(manifest.location);
     }
 
-    /// Compares a packet on disk with its manifest and its digests.
-    pub(crate) fn verify_record(&self, manifest: &Manifest) -> Result<()> {
+    /// Compares a packet on disk with its manifest and its digests; gives the map of its payload.
+    pub(crate) fn verify_record(&self, manifest: &Manifest) -> Result<Arc<Mmap>> {
         let place = &manifest.location;
         let damaged = |what| Error::Damaged {
             id: manifest.id,
@@ -200,10 +203,8 @@ impl Store {
         if stored != expected {
             return Err(damaged("the index and the record differ"));
         }
-        if !verify_payload(&file, place, &stored.payload_digest)? {
-            return Err(damaged("its bytes do not match their digest"));
-        }
-        Ok(())
+        verify_payload(&file, place, &stored.payload_digest, &self.hands)?
+            .ok_or(damaged("its bytes do not match their digest"))
     }
 
     /// Why this key is a miss; none where it is a hit.

@@ -11,7 +11,7 @@ use super::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS, Store, Writer, now_ms};
 use crate::document::{Document, Edition, MAX_DOCUMENT_PACKETS};
 use crate::error::{Error, Result};
 use crate::event::{Event, Gone};
-use crate::extent::{Payload, Pending, Placed, record_len};
+use crate::extent::{Origin, Payload, Pending, Placed, record_len};
 use crate::file::free_bytes;
 use crate::id::{KeyFields, PacketId, PacketKey, token_bytes};
 use crate::lease::locked;
@@ -87,6 +87,7 @@ impl Store {
                 length,
                 digest,
             },
+            origin: Origin::New,
         };
         let mut writer = locked(&self.writer);
         // Another thread may have put it meanwhile.
@@ -319,15 +320,21 @@ impl Store {
                 };
                 self.index.put(&manifest)?
             }
+            // The index has what a copy says, and what came after it too.
+            _ if pending.origin != Origin::New => return Ok(()),
             event => self.index.apply(event)?,
         };
         let mut usage = locked(&self.usage);
-        if let Some(removed) = &change.removed {
-            usage.remove(&removed.id);
-        }
-        if let Some(added) = &change.added {
-            usage.add(added);
-            usage.touch(&added.id, added.last_used_at_ms);
+        match (&change.removed, &change.added) {
+            (Some(removed), None) => usage.remove(&removed.id),
+            (Some(_), Some(added)) if usage.relocate(&added.id, added.location) => {
+                self.leases.set_verified(added.location);
+            }
+            (_, Some(added)) => {
+                usage.add(added);
+                usage.touch(&added.id, added.last_used_at_ms);
+            }
+            (None, None) => {}
         }
         drop(usage);
         if let Some(removed) = change.removed {

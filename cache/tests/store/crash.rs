@@ -5,17 +5,19 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use addenda_cache::Store;
+use addenda_cache::{Effort, Store};
 use proptest::prelude::Rng;
 
 use crate::sample::{Sample, options};
 
-/// Rounds in an ordinary run of the tests.
-const ROUNDS: u32 = 20;
+/// Rounds in an ordinary run of the tests, and in `make crash`.
+const ROUNDS: u32 = 30;
+const NIGHTLY_ROUNDS: u32 = 300;
 /// Numbers that one child may use.
 const NUMBERS: u32 = 100_000;
 /// Where the child finds its directory and its first number. An argument would be taken for a test's name.
@@ -79,6 +81,12 @@ fn child() {
         if number.is_multiple_of(50) {
             store.checkpoint().unwrap();
         }
+        if number.is_multiple_of(7) {
+            store
+                .compact(Effort::Thorough, &mut |_| ControlFlow::Continue(()))
+                .unwrap();
+            say("compacted", number);
+        }
     }
 }
 
@@ -89,6 +97,7 @@ struct Said {
     pinned: BTreeSet<u32>,
     deleting: BTreeSet<u32>,
     deleted: BTreeSet<u32>,
+    compacted: BTreeSet<u32>,
     /// What a child was putting when it died: it may be there or not.
     unsaid: BTreeSet<u32>,
 }
@@ -107,6 +116,7 @@ impl Said {
             "pin" => self.pinned.insert(number),
             "deleting" => self.deleting.insert(number),
             "deleted" => self.deleted.insert(number),
+            "compacted" => self.compacted.insert(number),
             other => panic!("the child said {other}"),
         };
     }
@@ -155,10 +165,20 @@ fn round(directory: &Path, first: u32, said: &mut Said) -> u32 {
 
 #[test]
 fn a_killed_process_loses_nothing_acknowledged_and_shows_nothing_in_part() {
+    rounds(ROUNDS);
+}
+
+#[test]
+#[ignore = "takes minutes: `make crash`"]
+fn three_hundred_kills_lose_nothing() {
+    rounds(NIGHTLY_ROUNDS);
+}
+
+fn rounds(rounds: u32) {
     let directory = tempfile::tempdir().unwrap();
     let mut said = Said::default();
     let mut next = 0;
-    for round_number in 0..ROUNDS {
+    for round_number in 0..rounds {
         let first = next;
         let unsaid = round(directory.path(), first, &mut said);
         said.unsaid.insert(unsaid);
@@ -179,9 +199,7 @@ fn a_killed_process_loses_nothing_acknowledged_and_shows_nothing_in_part() {
                 assert!(found.pinned, "packet {number} lost its pin");
             }
         }
-        let report = store
-            .verify(&mut |_| std::ops::ControlFlow::Continue(()))
-            .unwrap();
+        let report = store.verify(&mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!((report.damaged.len(), report.damaged_bytes), (0, 0));
         // The one that was being written when the child died is there whole, or not at all.
         let last = sample(unsaid);
@@ -191,8 +209,9 @@ fn a_killed_process_loses_nothing_acknowledged_and_shows_nothing_in_part() {
         next = unsaid + 1;
     }
     assert!(
-        said.put.len() > ROUNDS as usize,
-        "{} packets were put",
-        said.put.len()
+        said.put.len() > rounds as usize && said.compacted.len() > rounds as usize / 2,
+        "{} packets were put, {} compactions ended",
+        said.put.len(),
+        said.compacted.len()
     );
 }

@@ -8,6 +8,7 @@
 
 mod basics;
 mod budget;
+mod compact;
 mod crash;
 mod damage;
 mod figures;

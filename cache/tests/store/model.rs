@@ -1,8 +1,9 @@
 //! Any history of operations, restarts and crashes included, against a plain map.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
-use addenda_cache::{PacketId, Store, StoreOptions};
+use addenda_cache::{Effort, PacketId, Store, StoreOptions};
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 use tempfile::TempDir;
 
@@ -48,6 +49,7 @@ enum Operation {
     /// The process is killed: what sled had not written is lost.
     Crash,
     LoseIndex,
+    Compact,
 }
 
 fn operations() -> impl Strategy<Value = Operation> {
@@ -69,6 +71,7 @@ fn operations() -> impl Strategy<Value = Operation> {
         1 => proptest::strategy::Just(Operation::Rebuild),
         2 => proptest::strategy::Just(Operation::Crash),
         1 => proptest::strategy::Just(Operation::LoseIndex),
+        3 => proptest::strategy::Just(Operation::Compact),
     ]
 }
 
@@ -269,6 +272,13 @@ impl Run {
                 self.store = None;
                 std::fs::remove_dir_all(self.directory.path().join("index")).unwrap();
                 self.open();
+            }
+            Operation::Compact => {
+                let store = self.store.as_ref().unwrap();
+                let report = store
+                    .compact(Effort::Thorough, &mut |_| ControlFlow::Continue(()))
+                    .unwrap();
+                assert!(report.complete && report.waiting == 0);
             }
             _ => self.change(operation),
         }
