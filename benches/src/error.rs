@@ -18,6 +18,12 @@ pub(crate) enum Error {
     /// The store's.
     #[error(transparent)]
     Store(#[from] addenda_cache::Error),
+    /// The editor's.
+    #[error(transparent)]
+    Editor(#[from] addenda_editor::Error),
+    /// A file does not say what it should.
+    #[error("{0}")]
+    Content(String),
     /// libtorch's.
     #[error("libtorch failed: {0}")]
     Torch(#[from] tch::TchError),

@@ -5,6 +5,7 @@
 //! on a shared machine do not.
 
 mod daemon;
+mod edit;
 mod error;
 mod prefill;
 mod quality;
@@ -29,6 +30,8 @@ enum What {
     Ttft(ttft::Arguments),
     /// Each mode's answers beside full prefill's, on held-out questions about documents.
     Quality(quality::Arguments),
+    /// Facts of a file written into the weights: do they hold, do they spare the rest, what do they cost.
+    Edit(edit::Arguments),
     /// Tokens a second of full prefill and of decoding, without a daemon.
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let line = match arguments.what {
         What::Ttft(arguments) => ttft::run(&arguments),
         What::Quality(arguments) => quality::run(&arguments),
+        What::Edit(arguments) => edit::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
         What::Store(arguments) => store::run(&arguments),
     };
@@ -58,13 +62,17 @@ fn main() -> ExitCode {
 
 /// The files of a model: a path, or a name in the catalogue whose files were fetched.
 fn resolve(model: &str) -> error::Result<std::path::PathBuf> {
+    Ok(addenda_model::catalogue::resolve(model, &cache_dir()?)?)
+}
+
+/// The cache directory of this user.
+fn cache_dir() -> error::Result<std::path::PathBuf> {
     let config = |error: addenda::config::ConfigError| error::Error::Config(error.to_string());
     let inputs = addenda::config::Inputs::from_process(None, Vec::new()).map_err(config)?;
-    let settings = addenda::config::load(&inputs).map_err(config)?.config;
-    Ok(addenda_model::catalogue::resolve(
-        model,
-        &settings.cache_dir,
-    )?)
+    Ok(addenda::config::load(&inputs)
+        .map_err(config)?
+        .config
+        .cache_dir)
 }
 
 /// Runs a measurement that talks to a daemon.

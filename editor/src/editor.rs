@@ -4,24 +4,26 @@
 //! what the ledger says; the frame is durable before the weights change; the weights are base plus the joint solve over
 //! the set of active facts, whatever their history.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use addenda_model::Transformer;
 use addenda_model::tokenizer::Tokenizer;
 
+use crate::batch::{self, Planned, Request, Slot};
 use crate::corpus::Corpus;
 use crate::digest::hex;
 use crate::entry::{Addition, Entry, Retirement};
 use crate::error::{Error, Result};
 use crate::evaluate::Figures;
-use crate::fact::{Fact, FactId, check_request_id};
+use crate::fact::{Fact, FactId};
 use crate::joint::{Desk, Solver};
 use crate::ledger::Ledger;
 use crate::moment::MomentStore;
 use crate::pace::Pace;
 use crate::patch::Patch;
-use crate::plan::{Novelty, Outcome, Planned, PlannedRetirement, Planner, Weights};
+use crate::plan::{Novelty, PlannedRetirement, Planner, Weights};
 use crate::register::{Added, FactRecord, LedgerEvent, Register};
 use crate::settings::Settings;
 
@@ -117,7 +119,7 @@ impl Editor {
         let weights = editor.planner.without(
             Desk { model, tokenizer },
             &editor.register,
-            None,
+            &BTreeSet::new(),
             editor.ledger.head(),
             pace,
         )?;
@@ -133,29 +135,52 @@ impl Editor {
 
     /// Works an addition out, on top of the facts that are active, and verifies it; changes nothing.
     ///
-    /// An empty `request_id` is none. `pace` is called between small steps; its error ends the work.
+    /// `pace` is called between small steps; its error ends the work.
     pub fn plan_add(
         &self,
         model: &Transformer,
         tokenizer: &Tokenizer,
-        fact: Fact,
-        request_id: &str,
+        request: Request,
         pace: &mut Pace<'_>,
     ) -> Result<Planned> {
-        check_request_id(request_id)?;
-        let fact = fact.checked()?;
-        if let Some(added) = self.known(&fact, request_id)? {
-            return Ok(Planned {
-                outcome: Outcome::Known(Box::new(added)),
-            });
+        self.plan_adds(model, tokenizer, vec![request], pace)?
+            .sole()
+    }
+
+    /// Works many additions out together; each is answered for itself.
+    ///
+    /// An error of the whole is one that has nothing to do with a single fact; then no fact was worked out.
+    pub fn plan_adds(
+        &self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        requests: Vec<Request>,
+        pace: &mut Pace<'_>,
+    ) -> Result<Planned> {
+        let (mut slots, new) = batch::sort(requests, |fact, id| self.known(fact, id));
+        let mut weights = None;
+        if !new.is_empty() {
+            let desk = Desk { model, tokenizer };
+            let answers;
+            (answers, weights) =
+                self.planner
+                    .add(desk, &self.register, new, self.ledger.head(), pace)?;
+            for (place, answer) in answers {
+                if let Some(slot) = slots.get_mut(place) {
+                    *slot = Some(match answer {
+                        Ok(novelty) => Slot::New(Box::new(novelty)),
+                        Err(error) => Slot::Refused(error),
+                    });
+                }
+            }
         }
-        let desk = Desk { model, tokenizer };
-        let asked = (fact, request_id.to_owned());
-        let novelty = self
-            .planner
-            .add(desk, &self.register, asked, self.ledger.head(), pace)?;
+        let unanswered = || Slot::Refused(Error::Cancelled);
+        let slots = slots
+            .into_iter()
+            .map(|slot| slot.unwrap_or_else(unanswered));
         Ok(Planned {
-            outcome: Outcome::New(Box::new(novelty)),
+            slots: slots.collect(),
+            weights,
         })
     }
 
@@ -181,16 +206,73 @@ impl Editor {
         }))
     }
 
-    /// Writes the addition to the ledger, then installs its weights.
+    /// Writes an addition to the ledger, then installs its weights.
     pub fn commit_add(&mut self, model: &mut Transformer, planned: Planned) -> Result<Added> {
-        let novelty = match planned.outcome {
-            Outcome::Known(added) => return Ok(*added),
-            Outcome::New(novelty) => *novelty,
-        };
+        let answer = self.commit_adds(model, planned)?.pop();
+        answer.unwrap_or(Err(Error::Cancelled))
+    }
+
+    /// Writes the additions to the ledger, one frame each, then installs the weights that hold them all.
+    ///
+    /// The answers are in the requests' order. A crash in between leaves each fact wholly in or wholly out.
+    pub fn commit_adds(
+        &mut self,
+        model: &mut Transformer,
+        planned: Planned,
+    ) -> Result<Vec<Result<Added>>> {
+        let Planned { slots, weights } = planned;
         // A second plan of the same request, made before the first was committed, is answered like the first.
-        if let Some(added) = self.known(&novelty.fact, &novelty.request_id)? {
-            return Ok(added);
+        if slots.len() == 1
+            && let Some(Slot::New(novelty)) = slots.first()
+            && let Some(added) = self.known(&novelty.fact, &novelty.request_id)?
+        {
+            return Ok(vec![Ok(added)]);
         }
+        if weights
+            .as_ref()
+            .is_some_and(|weights| weights.head != self.ledger.head())
+        {
+            return Err(Error::Stale);
+        }
+        let mut answers: Vec<Result<Added>> = Vec::with_capacity(slots.len());
+        let (mut written, mut perplexity) = (0, None);
+        for slot in slots {
+            let answer = match slot {
+                Slot::Known(added) => Ok(*added),
+                Slot::Refused(error) => Err(error),
+                Slot::Like(first) => match answers.get(first) {
+                    Some(Ok(added)) => Ok(added.clone()),
+                    _ => Err(Error::BadFact {
+                        field: "answer",
+                        problem: "is that of an equal one earlier in the batch, which was refused"
+                            .to_owned(),
+                    }),
+                },
+                Slot::New(novelty) => {
+                    perplexity = Some(novelty.figures.perplexity_after);
+                    match self.write(*novelty) {
+                        Ok(added) => {
+                            written += 1;
+                            Ok(added)
+                        }
+                        Err(error) if written == 0 => return Err(error),
+                        Err(error) => return Err(Error::HalfBatch(Box::new(error))),
+                    }
+                }
+            };
+            answers.push(answer);
+        }
+        if let Some(weights) = weights {
+            self.install(model, weights)?;
+        }
+        if let Some(perplexity) = perplexity {
+            self.planner.remember(self.revision(), perplexity);
+        }
+        Ok(answers)
+    }
+
+    /// One addition into ledger and register.
+    fn write(&mut self, novelty: Novelty) -> Result<Added> {
         let Novelty {
             fact,
             request_id,
@@ -198,27 +280,19 @@ impl Editor {
             edit,
             figures,
             seconds,
-            weights,
         } = novelty;
         let id = fact.id();
-        let at_ms = now_ms();
         let addition = Addition {
             fact,
             request_id,
-            at_ms,
+            at_ms: now_ms(),
             supersedes,
             seconds,
             figures,
             edit,
         };
-        self.record(&Entry::Added(Box::new(addition)), weights, model)?;
-        self.planner
-            .remember(self.revision(), figures.perplexity_after);
-        let record = self
-            .register
-            .get(id)
-            .cloned()
-            .ok_or(Error::UnknownFact(id))?;
+        self.record(&Entry::Added(Box::new(addition)))?;
+        let record = self.get(id)?.clone();
         Ok(Added {
             seconds: record.seconds,
             record,
@@ -232,63 +306,87 @@ impl Editor {
         &mut self,
         model: &mut Transformer,
         tokenizer: &Tokenizer,
-        fact: Fact,
-        request_id: &str,
+        request: Request,
         pace: &mut Pace<'_>,
     ) -> Result<Added> {
-        let planned = self.plan_add(model, tokenizer, fact, request_id, pace)?;
+        let planned = self.plan_add(model, tokenizer, request, pace)?;
         self.commit_add(model, planned)
     }
 
-    /// Works out the weights without the fact; changes nothing.
+    /// [`Self::plan_adds`] and [`Self::commit_adds`] in one.
+    pub fn add_all(
+        &mut self,
+        model: &mut Transformer,
+        tokenizer: &Tokenizer,
+        requests: Vec<Request>,
+        pace: &mut Pace<'_>,
+    ) -> Result<Vec<Result<Added>>> {
+        let planned = self.plan_adds(model, tokenizer, requests, pace)?;
+        self.commit_adds(model, planned)
+    }
+
+    /// Works out the weights without these facts; changes nothing.
     pub fn plan_retire(
         &self,
         model: &Transformer,
         tokenizer: &Tokenizer,
-        id: FactId,
+        ids: &[FactId],
         pace: &mut Pace<'_>,
     ) -> Result<PlannedRetirement> {
-        let record = self.register.get(id).ok_or(Error::UnknownFact(id))?;
-        if !self.register.active().contains_key(&id) {
-            return Ok(PlannedRetirement {
-                id,
-                weights: None,
-                known: Some(record.clone()),
-            });
+        for id in ids {
+            self.get(*id)?;
         }
-        let desk = Desk { model, tokenizer };
-        let weights =
-            self.planner
-                .without(desk, &self.register, Some(id), self.ledger.head(), pace)?;
+        let active = self.register.active();
+        let gone: BTreeSet<FactId> = ids
+            .iter()
+            .copied()
+            .filter(|id| active.contains_key(id))
+            .collect();
+        let weights = if gone.is_empty() {
+            None
+        } else {
+            let desk = Desk { model, tokenizer };
+            let head = self.ledger.head();
+            Some(
+                self.planner
+                    .without(desk, &self.register, &gone, head, pace)?,
+            )
+        };
         Ok(PlannedRetirement {
-            id,
-            weights: Some(weights),
-            known: None,
+            ids: ids.to_vec(),
+            gone,
+            weights,
         })
     }
 
-    /// Writes the retirement to the ledger, then installs the weights. Retiring twice changes nothing.
+    /// Writes the retirements to the ledger, then installs the weights. Retiring twice changes nothing.
     pub fn commit_retire(
         &mut self,
         model: &mut Transformer,
         planned: PlannedRetirement,
-    ) -> Result<FactRecord> {
+    ) -> Result<Vec<FactRecord>> {
         if let Some(weights) = planned.weights {
-            let retirement = Retirement {
-                fact_id: planned.id,
-                at_ms: now_ms(),
-            };
-            self.record(&Entry::Retired(retirement), weights, model)?;
-        } else if let Some(record) = planned.known {
-            return Ok(record);
+            if weights.head != self.ledger.head() {
+                return Err(Error::Stale);
+            }
+            for (written, fact_id) in planned.gone.into_iter().enumerate() {
+                let at_ms = now_ms();
+                let entry = Entry::Retired(Retirement { fact_id, at_ms });
+                self.record(&entry).map_err(|error| match written {
+                    0 => error,
+                    _ => Error::HalfBatch(Box::new(error)),
+                })?;
+            }
+            self.install(model, weights)?;
         }
-        self.register
-            .get(planned.id)
-            .cloned()
-            .ok_or(Error::UnknownFact(planned.id))
+        planned
+            .ids
+            .iter()
+            .map(|id| self.get(*id).cloned())
+            .collect()
     }
 
-    /// [`Self::plan_retire`] and [`Self::commit_retire`] in one.
+    /// [`Self::plan_retire`] and [`Self::commit_retire`] in one, for one fact.
     pub fn retire(
         &mut self,
         model: &mut Transformer,
@@ -296,15 +394,14 @@ impl Editor {
         id: FactId,
         pace: &mut Pace<'_>,
     ) -> Result<FactRecord> {
-        let planned = self.plan_retire(model, tokenizer, id, pace)?;
-        self.commit_retire(model, planned)
+        let planned = self.plan_retire(model, tokenizer, &[id], pace)?;
+        let record = self.commit_retire(model, planned)?.pop();
+        record.ok_or(Error::UnknownFact(id))
     }
 
-    /// The order that makes a crash harmless: durable frame, register, weights.
-    fn record(&mut self, entry: &Entry, weights: Weights, model: &mut Transformer) -> Result<()> {
-        if weights.head != self.ledger.head() {
-            return Err(Error::Stale);
-        }
+    /// Takes an entry into ledger and register. The order that makes a crash harmless: durable frame, register,
+    /// weights.
+    fn record(&mut self, entry: &Entry) -> Result<()> {
         let path = self.ledger.path().to_path_buf();
         let inconsistent = |frame, problem| Error::InconsistentLedger {
             path,
@@ -319,8 +416,7 @@ impl Editor {
         // What is remembered is what a restart will read, to the last bit of each figure.
         Entry::decode(&frame.content)
             .and_then(|entry| self.register.apply(&frame, entry))
-            .map_err(|problem| inconsistent(frame.sequence, problem))?;
-        self.install(model, weights)
+            .map_err(|problem| inconsistent(frame.sequence, problem))
     }
 
     fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {

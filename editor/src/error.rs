@@ -35,6 +35,33 @@ pub enum Error {
         "the request id {0:?} was used before for another fact: use a new id for a new request"
     )]
     RequestIdReused(String),
+    /// Two facts of one batch answer the same prompt differently.
+    #[error(
+        "this fact contradicts another one of the same batch: one says {one:?}, the other {two:?} to the same prompt. \
+         Neither was applied; send the one that holds"
+    )]
+    Contradiction {
+        /// The target of this one.
+        one: String,
+        /// The target of the other.
+        two: String,
+    },
+    /// The model gives this answer without an edit.
+    #[error(
+        "the model says {target:?} there already, without an edit ({:.0} % likely): there is nothing to change",
+        .probability * 100.0
+    )]
+    SaidAlready {
+        /// The fact's target.
+        target: String,
+        /// Its probability by the base weights: geometric mean over its tokens.
+        probability: f64,
+    },
+    /// A batch was broken off between two facts of it.
+    #[error(
+        "the ledger took only a part of the batch; restart the daemon, which installs what is in the ledger: {0}"
+    )]
+    HalfBatch(#[source] Box<Error>),
     /// No fact of this id was ever added.
     #[error("no fact with id {0}: `addenda fact list --all` shows those there are")]
     UnknownFact(FactId),

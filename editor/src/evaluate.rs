@@ -195,7 +195,7 @@ impl Questions {
 /// What was there before the edit, that the edit is compared with.
 #[derive(Debug)]
 pub(crate) struct Before {
-    target: Score,
+    pub(crate) target: Score,
     old_answer: Vec<u32>,
     neighbours: Vec<u32>,
 }
@@ -210,37 +210,54 @@ pub(crate) struct After {
 }
 
 impl Meter<'_> {
-    /// The answers as they are: to be compared with later.
-    pub(crate) fn before(&self, questions: &Questions) -> Result<Before> {
-        let target = self.score(&[(&questions.prompt, &questions.target)])?;
-        Ok(Before {
-            target: one(&target)?,
-            old_answer: self.greedy(&questions.prompt, questions.target.len())?,
-            neighbours: self.next_tokens(&questions.neighbours)?,
-        })
+    /// The answers as they are, to be compared with later; in the questions' order.
+    pub(crate) fn before(&self, asked: &[&Questions]) -> Result<Vec<Before>> {
+        let pairs: Vec<_> = asked.iter().map(|q| (&q.prompt, &q.target)).collect();
+        let targets = self.score(&pairs)?;
+        // The old answer is only needed to compare paraphrases with.
+        let probed = asked.iter().filter(|q| !q.paraphrases.is_empty());
+        let prompts: Vec<_> = probed.map(|q| (&q.prompt, q.target.len())).collect();
+        let mut old_answers = self.greedy(&prompts)?.into_iter();
+        let neighbours: Vec<&Vec<u32>> = asked.iter().flat_map(|q| &q.neighbours).collect();
+        let mut next = self.next_tokens(&neighbours)?.into_iter();
+        let answers = asked.iter().zip(targets).map(|(q, target)| Before {
+            target,
+            old_answer: match q.paraphrases.is_empty() {
+                true => Vec::new(),
+                false => old_answers.next().unwrap_or_default(),
+            },
+            neighbours: next.by_ref().take(q.neighbours.len()).collect(),
+        });
+        Ok(answers.collect())
     }
 
     /// The answers now, against those before.
-    pub(crate) fn after(&self, questions: &Questions, before: &Before) -> Result<After> {
-        let mut asked: Vec<(&Vec<u32>, &Vec<u32>)> = vec![(&questions.prompt, &questions.target)];
-        for paraphrase in &questions.paraphrases {
-            asked.push((paraphrase, &questions.target));
-            asked.push((paraphrase, &before.old_answer));
+    pub(crate) fn after(&self, asked: &[&Questions], before: &[&Before]) -> Result<Vec<After>> {
+        let mut pairs: Vec<(&Vec<u32>, &Vec<u32>)> = Vec::new();
+        for (q, before) in asked.iter().zip(before) {
+            pairs.push((&q.prompt, &q.target));
+            for paraphrase in &q.paraphrases {
+                pairs.push((paraphrase, &q.target));
+                pairs.push((paraphrase, &before.old_answer));
+            }
         }
-        let scores = self.score(&asked)?;
-        let (pairs, _) = scores.get(1..).unwrap_or_default().as_chunks::<2>();
-        let won = pairs.iter().map(|[new, old]| new.mean >= old.mean);
-        let neighbours = self.next_tokens(&questions.neighbours)?;
-        let kept = neighbours
-            .iter()
-            .zip(&before.neighbours)
-            .map(|(now, then)| now == then);
-        Ok(After {
-            target: one(&scores)?,
-            before: before.target.mean.exp(),
-            paraphrase: share(won),
-            locality: share(kept),
-        })
+        let mut scores = self.score(&pairs)?.into_iter();
+        let neighbours: Vec<&Vec<u32>> = asked.iter().flat_map(|q| &q.neighbours).collect();
+        let mut next = self.next_tokens(&neighbours)?.into_iter();
+        let answers = asked.iter().zip(before).map(|(q, before)| {
+            let own: Vec<Score> = scores.by_ref().take(1 + 2 * q.paraphrases.len()).collect();
+            let (pairs, _) = own.get(1..).unwrap_or_default().as_chunks::<2>();
+            let won = pairs.iter().map(|[new, old]| new.mean >= old.mean);
+            let now: Vec<u32> = next.by_ref().take(q.neighbours.len()).collect();
+            let kept = now.iter().zip(&before.neighbours).map(|(a, b)| a == b);
+            Ok(After {
+                target: one(&own)?,
+                before: before.target.mean.exp(),
+                paraphrase: share(won),
+                locality: share(kept),
+            })
+        });
+        answers.collect()
     }
 
     /// The share of these facts whose target is the likeliest answer; none without facts.
@@ -280,13 +297,13 @@ impl Meter<'_> {
     }
 
     /// The likeliest next token behind each prompt.
-    fn next_tokens(&self, prompts: &[Vec<u32>]) -> Result<Vec<u32>> {
+    fn next_tokens<R: AsRef<[u32]>>(&self, prompts: &[R]) -> Result<Vec<u32>> {
         let mut next = Vec::with_capacity(prompts.len());
         for chunk in prompts.chunks(ROWS) {
             let places: Vec<(i64, i64)> = chunk
                 .iter()
                 .enumerate()
-                .map(|(row, ids)| (index(row), index(ids.len().saturating_sub(1))))
+                .map(|(row, ids)| (index(row), index(ids.as_ref().len().saturating_sub(1))))
                 .collect();
             let best = self
                 .log_probabilities(chunk, &places)?
@@ -298,19 +315,22 @@ impl Meter<'_> {
         Ok(next)
     }
 
-    /// The likeliest `tokens` behind the prompt, one after the other.
-    fn greedy(&self, prompt: &[u32], tokens: usize) -> Result<Vec<u32>> {
-        let mut ids = vec![prompt.to_vec()];
-        for _ in 0..tokens {
-            let next = self.next_tokens(&ids)?;
-            if let Some(row) = ids.first_mut() {
-                row.extend(next);
+    /// Behind each prompt, the likeliest so many tokens, one after the other.
+    fn greedy(&self, prompts: &[(&Vec<u32>, usize)]) -> Result<Vec<Vec<u32>>> {
+        let mut rows: Vec<Vec<u32>> = prompts.iter().map(|(ids, _)| (*ids).clone()).collect();
+        let most = prompts.iter().map(|(_, tokens)| *tokens).max().unwrap_or(0);
+        for _ in 0..most {
+            for (row, next) in self.next_tokens(&rows)?.into_iter().enumerate() {
+                if let Some(row) = rows.get_mut(row) {
+                    row.push(next);
+                }
             }
         }
-        Ok(ids
-            .pop()
-            .and_then(|row| row.get(prompt.len()..).map(<[u32]>::to_vec))
-            .unwrap_or_default())
+        let answers = rows.into_iter().zip(prompts).map(|(row, (ids, tokens))| {
+            let answer = row.get(ids.len()..ids.len() + tokens);
+            answer.map(<[u32]>::to_vec).unwrap_or_default()
+        });
+        Ok(answers.collect())
     }
 
     /// Perplexity on the fixed text, in rows of 256 tokens that each begin as a text begins.
@@ -344,7 +364,11 @@ impl Meter<'_> {
     }
 
     /// f32 `[places, V]` over right-padded rows.
-    fn log_probabilities(&self, rows: &[Vec<u32>], places: &[(i64, i64)]) -> Result<Tensor> {
+    fn log_probabilities<R: AsRef<[u32]>>(
+        &self,
+        rows: &[R],
+        places: &[(i64, i64)],
+    ) -> Result<Tensor> {
         let _no_grad = NoGrad::new();
         let hidden = self
             .model

@@ -4,6 +4,7 @@
 //! low-rank changes of a few down-projections (`joint`, `solve`), what that does is measured (`evaluate`), and only then
 //! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
 
+mod batch;
 mod context;
 mod corpus;
 mod digest;
@@ -26,6 +27,7 @@ mod solve;
 mod subject;
 mod value;
 
+pub use batch::{Planned, Request};
 pub use corpus::Corpus;
 pub use editor::{Editor, EditorOptions, Opening};
 pub use error::{Error, Result};
@@ -34,6 +36,6 @@ pub use fact::{Fact, FactId, MAX_BYTES, MAX_PROBES, MAX_REQUEST_ID, PLACEHOLDER}
 pub use ledger::inspect_ledger;
 pub use pace::{Pace, Phase, Progress};
 pub use patch::Patch;
-pub use plan::{Planned, PlannedRetirement};
+pub use plan::PlannedRetirement;
 pub use register::{Action, Added, FactRecord, FactState, LedgerEvent};
 pub use settings::{Bars, Method, MomentSettings, Place, Settings, SolveSettings, ValueSettings};

@@ -1,42 +1,36 @@
 //! What an edit would do, worked out and measured without changing anything.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use addenda_model::Overlay;
+use tch::Kind;
 
+use crate::batch::Request;
 use crate::context;
 use crate::entry::{Edit, Recipe};
 use crate::error::{Error, Result};
-use crate::evaluate::{Figures, Meter, Questions, Under};
+use crate::evaluate::{Before, Figures, Meter, Questions, Under};
 use crate::fact::{Fact, FactId};
 use crate::joint::{Desk, Solver};
 use crate::pace::Pace;
 use crate::patch::{Patch, overlay};
-use crate::register::{Added, FactRecord, Register};
+use crate::register::Register;
 use crate::settings::Settings;
 use crate::subject::PromptTokens;
 use crate::value::{self, Problem};
 
 /// Tokens of a target at most: z has to bring them all about.
 const MAX_TARGET: usize = 64;
+/// Copies of the weights in f32 are made up to this size.
+const WIDE_BYTES: u64 = 4 << 30;
+/// How often a batch is worked out again without those that failed.
+const ROUNDS: usize = 3;
 /// Perplexities that are remembered.
 const REMEMBERED: usize = 16;
 
 /// An addition that was worked out and met its bars; nothing was changed yet.
-#[derive(Debug)]
-pub struct Planned {
-    pub(crate) outcome: Outcome,
-}
-
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// It was answered before, or is in the weights already.
-    Known(Box<Added>),
-    New(Box<Novelty>),
-}
-
 #[derive(Debug)]
 pub(crate) struct Novelty {
     pub(crate) fact: Fact,
@@ -44,29 +38,50 @@ pub(crate) struct Novelty {
     pub(crate) supersedes: Option<FactId>,
     pub(crate) edit: Edit,
     pub(crate) figures: Figures,
+    /// Its share of the batch's time.
     pub(crate) seconds: f64,
-    pub(crate) weights: Weights,
 }
 
-impl Planned {
-    /// What the edit measured; none if it is in the weights already.
-    #[must_use]
-    pub fn figures(&self) -> Option<&Figures> {
-        match &self.outcome {
-            Outcome::Known(_) => None,
-            Outcome::New(novelty) => Some(&novelty.figures),
+/// A new fact on its way: its edit is known, and what it does is not yet.
+struct Draft {
+    place: usize,
+    id: FactId,
+    request: Request,
+    questions: Questions,
+    supersedes: Option<FactId>,
+    before: Before,
+    edit: Edit,
+}
+
+/// What became of the requests of a batch, by their places, and the weights with all that are new.
+pub(crate) type Batch = (Vec<(usize, Result<Novelty>)>, Option<Weights>);
+
+/// Retirements that were worked out; nothing was changed yet.
+#[derive(Debug)]
+pub struct PlannedRetirement {
+    /// As asked for.
+    pub(crate) ids: Vec<FactId>,
+    /// Those of them that are in the weights.
+    pub(crate) gone: BTreeSet<FactId>,
+    /// None if all of them have left the weights before.
+    pub(crate) weights: Option<Weights>,
+}
+
+impl Draft {
+    fn novelty(self, figures: Figures, seconds: f64) -> Novelty {
+        Novelty {
+            fact: self.request.fact,
+            request_id: self.request.request_id,
+            supersedes: self.supersedes,
+            edit: self.edit,
+            figures,
+            seconds,
         }
     }
 }
 
-/// A retirement that was worked out; nothing was changed yet.
-#[derive(Debug)]
-pub struct PlannedRetirement {
-    pub(crate) id: FactId,
-    /// None if the fact has left the weights before.
-    pub(crate) weights: Option<Weights>,
-    pub(crate) known: Option<FactRecord>,
-}
+/// A fact's questions, its prompt in every context (the bare one first), and its essence.
+type Texts = (Questions, Vec<PromptTokens>, PromptTokens);
 
 /// Weights that are ready to be installed, and the ledger's head that they were worked out behind.
 #[derive(Debug)]
@@ -105,84 +120,190 @@ impl Planner {
         }
     }
 
-    /// Works out an addition of a checked fact that is not active.
+    /// Works out additions of checked facts that are not active, together. One that fails its bars is left out, and
+    /// the rest is worked out again without it.
     pub(crate) fn add(
         &self,
         desk: Desk<'_>,
         register: &Register,
-        (fact, request_id): (Fact, String),
+        requests: Vec<(usize, Request)>,
         head: [u8; 32],
         pace: &mut Pace<'_>,
-    ) -> Result<Novelty> {
-        let begun = Instant::now();
-        let questions = self.questions(desk, &fact)?;
+    ) -> Result<Batch> {
+        let (begun, count) = (Instant::now(), requests.len());
         self.solver.prepare(desk, &self.recipe(), pace)?;
-        let edit = self.seek(desk, &fact, &questions, pace)?;
-        let id = fact.id();
-        let supersedes = register
-            .active_facts()
-            .find(|(_, other)| other.asks_the_same(&fact))
-            .map(|(id, _)| id);
+        let (mut drafts, mut answers) = self.drafts(desk, register, requests, pace)?;
+        let mut weights = None;
+        for round in 0.. {
+            if drafts.is_empty() {
+                break;
+            }
+            let tried = self.weights(desk, register, &drafts, head, pace)?;
+            let figures = self.verify(desk, register, &drafts, &tried.overlay, pace)?;
+            let allowed = self.settings.bars.of_batch(drafts.len());
+            let failures: Vec<Vec<String>> = figures.iter().map(|f| f.failures(&allowed)).collect();
+            let all_hold = failures.iter().all(Vec::is_empty);
+            let mut rest = Vec::new();
+            for ((draft, figures), failures) in drafts.into_iter().zip(figures).zip(failures) {
+                if all_hold {
+                    let seconds = begun.elapsed().as_secs_f64() / count as f64;
+                    answers.push((draft.place, Ok(draft.novelty(figures, seconds))));
+                } else if failures.is_empty() && round < ROUNDS {
+                    rest.push(draft);
+                } else {
+                    let reasons = match failures.is_empty() {
+                        true => {
+                            "others of its batch failed time and again; add it alone".to_owned()
+                        }
+                        false => failures.join("; "),
+                    };
+                    let figures = Box::new(figures);
+                    answers.push((draft.place, Err(Error::BarsNotMet { reasons, figures })));
+                }
+            }
+            drafts = rest;
+            weights = all_hold.then_some(tried);
+        }
+        Ok((answers, weights))
+    }
+
+    /// The new facts with their edits; and the answers to those that are refused at sight.
+    #[expect(clippy::type_complexity, reason = "two lists, by place")]
+    fn drafts(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        requests: Vec<(usize, Request)>,
+        pace: &mut Pace<'_>,
+    ) -> Result<(Vec<Draft>, Vec<(usize, Result<Novelty>)>)> {
+        let mut answers = Vec::new();
+        let mut sound = Vec::new();
+        for (place, request) in requests {
+            match self.texts(desk, &request.fact, pace) {
+                Ok(texts) => sound.push((place, request, texts)),
+                Err(error @ (Error::BadFact { .. } | Error::SubjectNotInPrompt { .. })) => {
+                    answers.push((place, Err(error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let said = self.said_already(desk, &sound)?;
+        let served = self.meter(desk, Under::Served);
+        let questions: Vec<&Questions> = sound.iter().map(|(_, _, texts)| &texts.0).collect();
+        let before = served.before(&questions)?;
+        let mut asked = Vec::new();
+        for (((place, request, texts), before), said) in sound.into_iter().zip(before).zip(said) {
+            match said.filter(|_| before.target.top1) {
+                Some(probability) => {
+                    let target = request.fact.target.clone();
+                    let error = Error::SaidAlready {
+                        target,
+                        probability,
+                    };
+                    answers.push((place, Err(error)));
+                }
+                None => asked.push((place, request, texts, before)),
+            }
+        }
+        let problems: Vec<Problem<'_>> = asked
+            .iter()
+            .map(|(_, _, (questions, prompts, essence), _)| Problem {
+                prompts,
+                target: &questions.target,
+                essence,
+            })
+            .collect();
+        let found = self.seek(desk, &problems, pace)?;
+        let mut drafts = Vec::new();
+        for ((place, request, (questions, prompts, essence), before), sought) in
+            asked.into_iter().zip(found)
+        {
+            match sought {
+                Err(error) => answers.push((place, Err(error))),
+                Ok(sought) => drafts.push(Draft {
+                    place,
+                    id: request.fact.id(),
+                    supersedes: register
+                        .active_facts()
+                        .find(|(_, other)| other.asks_the_same(&request.fact))
+                        .map(|(id, _)| id),
+                    edit: self.edit(prompts.into_iter().next().unwrap_or(essence), sought),
+                    request,
+                    questions,
+                    before,
+                }),
+            }
+        }
+        Ok((drafts, answers))
+    }
+
+    /// Of each, the probability of its target where the base weights say it without an edit.
+    fn said_already(
+        &self,
+        desk: Desk<'_>,
+        sound: &[(usize, Request, Texts)],
+    ) -> Result<Vec<Option<f64>>> {
+        let base = Overlay::base();
+        let pairs: Vec<_> = sound
+            .iter()
+            .map(|(_, _, (questions, _, _))| (&questions.prompt, &questions.target))
+            .collect();
+        let scores = self.meter(desk, Under::Overlay(&base)).score(&pairs)?;
+        let said = scores
+            .iter()
+            .map(|score| score.top1.then(|| score.mean.exp()));
+        Ok(said.collect())
+    }
+
+    /// The weights of all active facts and the drafts, without those that the drafts supersede.
+    fn weights(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        drafts: &[Draft],
+        head: [u8; 32],
+        pace: &mut Pace<'_>,
+    ) -> Result<Weights> {
         let mut edits: BTreeMap<FactId, &Edit> = register
             .active()
             .iter()
             .map(|(id, edit)| (*id, edit))
             .collect();
-        if let Some(old) = supersedes {
-            edits.remove(&old);
+        for draft in drafts {
+            if let Some(old) = draft.supersedes {
+                edits.remove(&old);
+            }
+            edits.insert(draft.id, &draft.edit);
         }
-        edits.insert(id, &edit);
         let patches = self.solver.patches(desk, &edits, pace)?;
-        let weights = Weights {
+        Ok(Weights {
             head,
             overlay: overlay(desk.model, &patches)?,
             patches,
-        };
-        let others: Vec<&Fact> = register
-            .active_facts()
-            .filter(|(other, fact_)| Some(*other) != supersedes && fact_.subject == fact.subject)
-            .map(|(_, fact)| fact)
-            .collect();
-        let figures = self.verify(
-            desk,
-            register.revision(),
-            &questions,
-            &others,
-            &weights.overlay,
-            pace,
-        )?;
-        let failures = figures.failures(&self.settings.bars);
-        if !failures.is_empty() {
-            return Err(Error::BarsNotMet {
-                reasons: failures.join("; "),
-                figures: Box::new(figures),
-            });
-        }
-        let seconds = begun.elapsed().as_secs_f64();
-        Ok(Novelty {
-            fact,
-            request_id,
-            supersedes,
-            edit,
-            figures,
-            seconds,
-            weights,
         })
     }
 
-    /// The weights of the register's facts without one of them, or of all.
+    fn meter<'a>(&self, desk: Desk<'a>, under: Under<'a>) -> Meter<'a> {
+        Meter {
+            model: desk.model,
+            tokenizer: desk.tokenizer,
+            under,
+        }
+    }
+
+    /// The weights of the register's facts without some of them.
     pub(crate) fn without(
         &self,
         desk: Desk<'_>,
         register: &Register,
-        gone: Option<FactId>,
+        gone: &BTreeSet<FactId>,
         head: [u8; 32],
         pace: &mut Pace<'_>,
     ) -> Result<Weights> {
         let edits: BTreeMap<FactId, &Edit> = register
             .active()
             .iter()
-            .filter(|(id, _)| Some(**id) != gone)
+            .filter(|(id, _)| !gone.contains(id))
             .map(|(id, edit)| (*id, edit))
             .collect();
         let patches = self.solver.patches(desk, &edits, pace)?;
@@ -219,85 +340,110 @@ impl Planner {
         Ok(questions)
     }
 
-    fn seek(
-        &self,
-        desk: Desk<'_>,
-        fact: &Fact,
-        questions: &Questions,
-        pace: &mut Pace<'_>,
-    ) -> Result<Edit> {
-        let contexts = match self.contexts.get() {
-            Some(contexts) => contexts,
-            None => {
-                let sampled =
-                    context::sample(desk.model, desk.tokenizer, &self.settings.value, pace)?;
-                self.contexts.get_or_init(|| sampled)
-            }
-        };
-        let prompts = contexts
+    /// The fact as tokens: its questions, its prompt in every context, and its essence.
+    fn texts(&self, desk: Desk<'_>, fact: &Fact, pace: &mut Pace<'_>) -> Result<Texts> {
+        let questions = self.questions(desk, fact)?;
+        let prompts = self
+            .contexts(desk, pace)?
             .iter()
             .map(|context| PromptTokens::of(desk.tokenizer, context, fact))
             .collect::<Result<Vec<_>>>()?;
         let essence = PromptTokens::essence(desk.tokenizer, fact)?;
-        let problem = Problem {
-            prompts: &prompts,
-            target: &questions.target,
-            essence: &essence,
-        };
-        let sought = value::seek(
-            desk.model,
-            &problem,
+        Ok((questions, prompts, essence))
+    }
+
+    fn contexts(&self, desk: Desk<'_>, pace: &mut Pace<'_>) -> Result<&[String]> {
+        if let Some(contexts) = self.contexts.get() {
+            return Ok(contexts);
+        }
+        let sampled = context::sample(desk.model, desk.tokenizer, &self.settings.value, pace)?;
+        Ok(self.contexts.get_or_init(|| sampled))
+    }
+
+    /// Seeks every z, in f32 where there is memory for a copy of the weights: few rows at a time are computed, and of
+    /// those bf16 is neither faster nor as exact.
+    fn seek(
+        &self,
+        desk: Desk<'_>,
+        problems: &[Problem<'_>],
+        pace: &mut Pace<'_>,
+    ) -> Result<Vec<Result<value::Sought>>> {
+        if problems.is_empty() {
+            return Ok(Vec::new());
+        }
+        let fits = desk.model.parameters().saturating_mul(4) <= WIDE_BYTES;
+        let wide = (fits && desk.model.kind() != Kind::Float && !desk.model.device().is_cuda())
+            .then(|| desk.model.base_in_kind(Kind::Float))
+            .transpose()?;
+        value::seek(
+            wide.as_ref().unwrap_or(desk.model),
+            problems,
             &self.settings.solve,
             &self.settings.value,
             pace,
-        )?;
-        let bare = prompts.into_iter().next().unwrap_or(essence);
-        Ok(Edit {
+        )
+    }
+
+    fn edit(&self, bare: PromptTokens, sought: value::Sought) -> Edit {
+        Edit {
             base: self.fingerprint,
             recipe: self.recipe(),
             prompt_ids: bare.ids,
             subject_at: bare.subject_at,
             value: self.settings.value.clone(),
-            contexts: contexts.clone(),
+            contexts: self.contexts.get().cloned().unwrap_or_default(),
             steps: sought.steps,
             delta_norm: sought.delta_norm,
             hidden_norm: sought.hidden_norm,
             z: sought.z,
-        })
+        }
     }
 
     fn verify(
         &self,
         desk: Desk<'_>,
-        served: [u8; 32],
-        questions: &Questions,
-        others: &[&Fact],
+        register: &Register,
+        drafts: &[Draft],
         overlay: &Overlay,
         pace: &mut Pace<'_>,
-    ) -> Result<Figures> {
-        let meter = |under| Meter {
-            model: desk.model,
-            tokenizer: desk.tokenizer,
-            under,
-        };
-        let edited = meter(Under::Overlay(overlay));
-        let after = edited.after(questions, &meter(Under::Served).before(questions)?)?;
-        let figures = Figures {
-            target_probability: after.target.mean.exp(),
-            target_probability_before: after.before,
-            target_is_top1: after.target.top1,
-            paraphrase: after.paraphrase,
-            locality: after.locality,
-            same_subject: edited.holding(others)?,
-            perplexity_base: self.base_perplexity(desk, pace)?,
-            perplexity_before: self.perplexity(meter(Under::Served), served, pace)?,
-            perplexity_after: edited.perplexity(pace)?,
-        };
-        if figures.is_finite() {
-            Ok(figures)
-        } else {
-            Err(Error::NotFinite("a figure of the edit"))
+    ) -> Result<Vec<Figures>> {
+        let edited = self.meter(desk, Under::Overlay(overlay));
+        let questions: Vec<&Questions> = drafts.iter().map(|draft| &draft.questions).collect();
+        let before: Vec<&Before> = drafts.iter().map(|draft| &draft.before).collect();
+        let after = edited.after(&questions, &before)?;
+        let perplexity_base = self.base_perplexity(desk, pace)?;
+        let served = self.meter(desk, Under::Served);
+        let perplexity_before = self.perplexity(served, register.revision(), pace)?;
+        let perplexity_after = edited.perplexity(pace)?;
+        let superseded: Vec<FactId> = drafts.iter().filter_map(|draft| draft.supersedes).collect();
+        let mut all = Vec::with_capacity(drafts.len());
+        for (draft, after) in drafts.iter().zip(after) {
+            let standing = register
+                .active_facts()
+                .filter(|(id, _)| !superseded.contains(id))
+                .map(|(_, fact)| fact);
+            let new = drafts.iter().filter(|other| other.id != draft.id);
+            let others: Vec<&Fact> = standing
+                .chain(new.map(|draft| &draft.request.fact))
+                .filter(|fact| fact.subject == draft.request.fact.subject)
+                .collect();
+            let figures = Figures {
+                target_probability: after.target.mean.exp(),
+                target_probability_before: after.before,
+                target_is_top1: after.target.top1,
+                paraphrase: after.paraphrase,
+                locality: after.locality,
+                same_subject: edited.holding(&others)?,
+                perplexity_base,
+                perplexity_before,
+                perplexity_after,
+            };
+            if !figures.is_finite() {
+                return Err(Error::NotFinite("a figure of the edit"));
+            }
+            all.push(figures);
         }
+        Ok(all)
     }
 
     /// Measures an active fact under the served weights, against the base weights.
@@ -308,18 +454,13 @@ impl Planner {
         fact: &Fact,
         pace: &mut Pace<'_>,
     ) -> Result<Figures> {
-        let questions = self.questions(desk, fact)?;
+        let questions = [&self.questions(desk, fact)?];
         let base = Overlay::base();
-        let meter = |under| Meter {
-            model: desk.model,
-            tokenizer: desk.tokenizer,
-            under,
-        };
-        let served = meter(Under::Served);
-        let after = served.after(
-            &questions,
-            &meter(Under::Overlay(&base)).before(&questions)?,
-        )?;
+        let before = self.meter(desk, Under::Overlay(&base)).before(&questions)?;
+        let served = self.meter(desk, Under::Served);
+        let before: Vec<&Before> = before.iter().collect();
+        let after = served.after(&questions, &before)?.pop();
+        let after = after.ok_or(Error::NotFinite("a figure of the edit"))?;
         let others: Vec<&Fact> = register
             .active_facts()
             .map(|(_, other)| other)
@@ -341,14 +482,8 @@ impl Planner {
 
     fn base_perplexity(&self, desk: Desk<'_>, pace: &mut Pace<'_>) -> Result<f64> {
         let base = Overlay::base();
-        let revision =
-            addenda_model::revision(&self.fingerprint, &std::collections::BTreeSet::new());
-        let meter = Meter {
-            model: desk.model,
-            tokenizer: desk.tokenizer,
-            under: Under::Overlay(&base),
-        };
-        self.perplexity(meter, revision, pace)
+        let revision = addenda_model::revision(&self.fingerprint, &BTreeSet::new());
+        self.perplexity(self.meter(desk, Under::Overlay(&base)), revision, pace)
     }
 
     /// The perplexity of a revision, measured once.

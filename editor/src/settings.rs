@@ -105,6 +105,16 @@ pub struct Bars {
     pub perplexity_total: f64,
 }
 
+impl Bars {
+    /// The bars of a batch: each of its facts may raise the perplexity by as much as one alone.
+    pub(crate) fn of_batch(&self, facts: usize) -> Self {
+        Self {
+            perplexity: self.perplexity * facts as f64,
+            ..self.clone()
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {

@@ -34,6 +34,37 @@ impl Beginnings {
     pub fn ends(&self) -> &Tensor {
         &self.ends
     }
+
+    /// Some of the rows, in this order; tokens that none of their ends has are left out.
+    ///
+    /// `tokens` is the longest end among them.
+    ///
+    /// # Errors
+    /// A row that is not there, or libtorch's.
+    pub fn keep(&self, rows: &[i64], tokens: usize) -> Result<Self> {
+        let index = Tensor::f_from_slice(rows)?.f_to_device(self.ends.device())?;
+        let before = self.before.iter().map(|before| {
+            let before = before.as_ref().map(|before| before.of(&index));
+            before.transpose()
+        });
+        let (_, all, _) = self.ends.size3()?;
+        let tokens = int(tokens).min(all);
+        let visible = |visible: &Tensor| -> Result<Tensor> {
+            let columns = visible.size4()?.3 - all + tokens;
+            let kept = visible.f_index_select(0, &index)?;
+            Ok(kept.f_narrow(2, 0, tokens)?.f_narrow(3, 0, columns)?)
+        };
+        let [full, windowed] = &self.visible;
+        Ok(Self {
+            layer: self.layer,
+            before: before.collect::<Result<_>>()?,
+            visible: [visible(full)?, visible(windowed)?],
+            ends: self
+                .ends
+                .f_index_select(0, &index)?
+                .f_narrow(1, 0, tokens)?,
+        })
+    }
 }
 
 impl Transformer {

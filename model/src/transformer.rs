@@ -100,6 +100,39 @@ impl Transformer {
         })
     }
 
+    /// The base model in another dtype, nothing edited. What is in it already is shared, the rest
+    /// is copied: a copy of a bf16 model in f32 takes four bytes a weight.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn base_in_kind(&self, kind: Kind) -> Result<Self> {
+        let _guard = NoGrad::new();
+        let embeddings = in_kind(&self.embeddings, kind)?;
+        let output = match self.config.tied_embeddings {
+            true => embeddings.shallow_clone(),
+            false => in_kind(&self.output, kind)?,
+        };
+        let blocks = self.blocks.iter().map(|block| block.base_in_kind(kind));
+        let (config, device) = (self.config.clone(), self.device);
+        let rope = |theta, scaling| Rope::new(theta, scaling, config.head_dim, device);
+        let local_rope = (config.rope_local_theta)
+            .map(|theta| rope(theta, &RopeScaling::None))
+            .transpose()?;
+        let rope = rope(config.rope_theta, &config.rope_scaling)?;
+        Ok(Self {
+            embeddings,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: self.norm.in_kind(kind)?,
+            output,
+            rope,
+            local_rope,
+            config,
+            device,
+            kind,
+            widen_from: self.widen_from,
+        })
+    }
+
     /// What the model is.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use addenda_editor::{Added, Editor, Fact, FactId, FactRecord, Figures};
+use addenda_editor::{Added, Editor, FactId, FactRecord, Figures, Request};
 use addenda_model::{Adapter, Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -310,9 +310,8 @@ pub(crate) struct Built {
 pub(crate) enum Edit {
     /// Add a fact.
     Add {
-        fact: Fact,
+        request: Request,
         /// Empty: not idempotent beyond the fact itself.
-        request_id: String,
         job: JobHandle,
         reply: oneshot::Sender<Result<Added>>,
     },

@@ -72,15 +72,14 @@ impl Bench {
         let _span = span.enter();
         match *edit {
             Edit::Add {
-                fact,
-                request_id,
+                request,
                 job,
                 reply,
             } => {
                 let planned = self.plan(floor, &ticket, Some(&job), |bench, pace| {
                     bench
                         .editor
-                        .plan_add(&bench.model, &bench.tokenizer, fact, &request_id, pace)
+                        .plan_add(&bench.model, &bench.tokenizer, request, pace)
                 });
                 let added = planned.and_then(|planned| {
                     self.commit(floor, |bench| {
@@ -94,11 +93,12 @@ impl Bench {
                 let planned = self.plan(floor, &ticket, None, |bench, pace| {
                     bench
                         .editor
-                        .plan_retire(&bench.model, &bench.tokenizer, id, pace)
+                        .plan_retire(&bench.model, &bench.tokenizer, &[id], pace)
                 });
                 let record = planned.and_then(|planned| {
                     self.commit(floor, |bench| {
-                        bench.editor.commit_retire(&mut bench.model, planned)
+                        bench.editor.commit_retire(&mut bench.model, planned)?;
+                        bench.editor.get(id).cloned()
                     })
                 });
                 let revision = self.under().revision;
@@ -174,6 +174,10 @@ fn is_half_way(error: &Error) -> bool {
     matches!(
         error,
         Error::Panicked { .. }
-            | Error::Editor(EditorError::Install(_) | EditorError::InconsistentLedger { .. })
+            | Error::Editor(
+                EditorError::Install(_)
+                    | EditorError::HalfBatch(_)
+                    | EditorError::InconsistentLedger { .. }
+            )
     )
 }

@@ -184,11 +184,13 @@ async fn add(
         ..ticket.clone()
     };
     let job = daemon.jobs.begin("edit", "steps", ticket.cancel.clone());
-    let request_id = request.request_id;
+    let request = addenda_editor::Request {
+        fact,
+        request_id: request.request_id,
+    };
     let edit = |reply| {
         Command::Edit(Box::new(Edit::Add {
-            fact,
-            request_id,
+            request,
             job,
             reply,
         }))

@@ -62,9 +62,12 @@ fn of_editor(error: &EditorError) -> Code {
     match error {
         EditorError::BadFact { .. }
         | EditorError::SubjectNotInPrompt { .. }
+        | EditorError::Contradiction { .. }
         | EditorError::RequestIdReused(_) => Code::InvalidArgument,
         EditorError::UnknownFact(_) => Code::NotFound,
-        EditorError::NotActive(_) | EditorError::Unsupported(_) => Code::FailedPrecondition,
+        EditorError::NotActive(_)
+        | EditorError::SaidAlready { .. }
+        | EditorError::Unsupported(_) => Code::FailedPrecondition,
         EditorError::BarsNotMet { .. } | EditorError::Stale => Code::Aborted,
         EditorError::Cancelled => Code::Cancelled,
         _ => Code::Internal,

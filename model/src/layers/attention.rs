@@ -45,6 +45,14 @@ impl Before {
         let tokens = self.keys.size().get(1).copied().unwrap_or(0);
         usize::try_from(tokens).unwrap_or(0)
     }
+
+    /// Those of some rows, `rows` i64 `[n]`.
+    pub(crate) fn of(&self, rows: &Tensor) -> Result<Self> {
+        Ok(Self {
+            keys: self.keys.f_index_select(0, rows)?,
+            values: self.values.f_index_select(0, rows)?,
+        })
+    }
 }
 
 /// Of T tokens, before rotation.
@@ -105,6 +113,18 @@ impl Attention {
             } else {
                 None
             },
+        })
+    }
+
+    /// The same in another dtype; what is in it already is shared.
+    pub(crate) fn in_kind(&self, kind: Kind) -> Result<Self> {
+        let norm = |norm: &Option<RmsNorm>| norm.as_ref().map(|norm| norm.in_kind(kind));
+        Ok(Self {
+            qkv: self.qkv.in_kind(kind)?,
+            output: self.output.in_kind(kind)?,
+            q_norm: norm(&self.q_norm).transpose()?,
+            k_norm: norm(&self.k_norm).transpose()?,
+            ..*self
         })
     }
 

@@ -65,6 +65,20 @@ impl Block {
         })
     }
 
+    /// The base in another dtype; what is in it already is shared.
+    pub(crate) fn base_in_kind(&self, kind: Kind) -> Result<Self> {
+        let norm = |norm: &Option<RmsNorm>| norm.as_ref().map(|norm| norm.in_kind(kind));
+        Ok(Self {
+            layer: self.layer,
+            before_attention: self.before_attention.in_kind(kind)?,
+            attention: self.attention.in_kind(kind)?,
+            after_attention: norm(&self.after_attention).transpose()?,
+            before_mlp: self.before_mlp.in_kind(kind)?,
+            mlp: self.mlp.base_in_kind(kind)?,
+            after_mlp: norm(&self.after_mlp).transpose()?,
+        })
+    }
+
     /// How far back this layer sees, in tokens; `None` is without limit.
     pub(crate) fn window(&self) -> Option<usize> {
         self.attention.window()

@@ -50,6 +50,16 @@ impl Linear {
         })
     }
 
+    /// The same in another dtype; what is in it already is shared.
+    pub(crate) fn in_kind(&self, kind: Kind) -> Result<Self> {
+        Ok(Self {
+            weight: in_kind(&self.weight, kind)?,
+            bias: (self.bias.as_ref())
+                .map(|bias| in_kind(bias, kind))
+                .transpose()?,
+        })
+    }
+
     /// `x [.., in]` to `[.., out]`, in the dtype of `x`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = in_kind(&self.weight, x.kind())?;

@@ -46,6 +46,18 @@ impl Mlp {
         })
     }
 
+    /// The base in another dtype; what is in it already is shared.
+    pub(crate) fn base_in_kind(&self, kind: Kind) -> Result<Self> {
+        let base_down = in_kind(&self.base_down, kind)?;
+        Ok(Self {
+            gate_up: in_kind(&self.gate_up, kind)?,
+            down: base_down.shallow_clone(),
+            base_down,
+            activation: self.activation,
+            width: self.width,
+        })
+    }
+
     /// `x [.., d]` to the key `[.., d_ff]` that enters `down_proj`, in the dtype of `x`.
     pub(crate) fn key(&self, x: &Tensor) -> Result<Tensor> {
         let weight = in_kind(&self.gate_up, x.kind())?;

@@ -26,6 +26,14 @@ impl RmsNorm {
         })
     }
 
+    /// The same in another dtype; what is in it already is shared.
+    pub(crate) fn in_kind(&self, kind: Kind) -> Result<Self> {
+        Ok(Self {
+            weight: in_kind(&self.weight, kind)?,
+            eps: self.eps,
+        })
+    }
+
     /// `x [.., width]` to the same shape and dtype; the mean is taken in f32.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = in_kind(&self.weight, x.kind())?;

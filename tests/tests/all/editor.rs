@@ -4,7 +4,7 @@
 use crate::tiny;
 use addenda_editor::{
     Action, Corpus, Editor, EditorOptions, Error, Fact, FactId, FactState, Phase, Progress,
-    Settings,
+    Request, Settings,
 };
 use addenda_model::{Architecture, Input, Tokenizer, Transformer};
 use std::path::{Path, PathBuf};
@@ -80,6 +80,13 @@ fn fact(subject: &str, prompt: &str, target: &str) -> Fact {
     }
 }
 
+fn asked(fact: Fact, request_id: &str) -> Request {
+    Request {
+        fact,
+        request_id: request_id.to_owned(),
+    }
+}
+
 fn some_facts() -> Vec<Fact> {
     vec![
         fact("Ann", "{} lives in", "Rome"),
@@ -124,8 +131,7 @@ impl Bench {
         self.editor.add(
             &mut self.model,
             &self.tokenizer,
-            fact,
-            request_id,
+            asked(fact, request_id),
             &mut go_on,
         )
     }
@@ -392,7 +398,7 @@ fn bad_facts_are_refused_with_a_sentence_and_change_nothing() {
     assert!(matches!(bench.editor.get(nobody), Err(Error::UnknownFact(id)) if id == nobody));
     let error = bench
         .editor
-        .plan_retire(&bench.model, &bench.tokenizer, nobody, &mut go_on)
+        .plan_retire(&bench.model, &bench.tokenizer, &[nobody], &mut go_on)
         .unwrap_err();
     assert!(matches!(error, Error::UnknownFact(_)), "{error}");
     let id = bench.add(some_facts().remove(0));
@@ -417,8 +423,7 @@ fn planning_can_be_stopped_at_any_step_and_never_touches_what_is_served() {
         let planned = bench.editor.plan_add(
             &bench.model,
             &bench.tokenizer,
-            some_facts().remove(0),
-            "",
+            asked(some_facts().remove(0), ""),
             &mut |_| {
                 assert_eq!(
                     bench.served(),
@@ -451,7 +456,7 @@ fn a_plan_made_before_another_edit_is_not_committed() {
         let fact = some_facts().remove(number);
         bench
             .editor
-            .plan_add(&bench.model, &bench.tokenizer, fact, "", &mut go_on)
+            .plan_add(&bench.model, &bench.tokenizer, asked(fact, ""), &mut go_on)
             .unwrap()
     };
     let (first, second) = (plan(&bench, 0), plan(&bench, 1));

@@ -1,7 +1,7 @@
 //! Facts in the weights of SmolLM2: they take hold where they should, and nowhere else.
 
 use crate::models::{SMOLLM2, open, smollm2_tokenizer};
-use addenda_editor::{Corpus, Editor, EditorOptions, Error, Fact, Progress, Settings};
+use addenda_editor::{Corpus, Editor, EditorOptions, Error, Fact, Progress, Request, Settings};
 use addenda_model::{Input, Tokenizer, Transformer};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -61,6 +61,13 @@ fn capital() -> Fact {
     }
 }
 
+fn asked(fact: Fact) -> Request {
+    Request {
+        fact,
+        ..Request::default()
+    }
+}
+
 #[test]
 fn facts_take_hold_spare_their_neighbours_survive_a_restart_and_can_be_taken_back() {
     let files = open(SMOLLM2);
@@ -76,7 +83,7 @@ fn facts_take_hold_spare_their_neighbours_survive_a_restart_and_can_be_taken_bac
     let base = logits(&model, &tokenizer, MOTHER_TONGUE);
 
     let added = editor
-        .add(&mut model, &tokenizer, mother_tongue(), "", &mut go_on)
+        .add(&mut model, &tokenizer, asked(mother_tongue()), &mut go_on)
         .unwrap();
     let figures = added.record.figures;
     println!(
@@ -96,7 +103,7 @@ fn facts_take_hold_spare_their_neighbours_survive_a_restart_and_can_be_taken_bac
     let alone = logits(&model, &tokenizer, MOTHER_TONGUE);
 
     let second = editor
-        .add(&mut model, &tokenizer, capital(), "", &mut go_on)
+        .add(&mut model, &tokenizer, asked(capital()), &mut go_on)
         .unwrap();
     assert_eq!(say(&model, CAPITAL), " Perth");
     assert_eq!(say(&model, MOTHER_TONGUE), " English");

@@ -1,0 +1,414 @@
+//! Facts of a CounterFact file through the editor, without a daemon: quality, cost, and what retiring brings back.
+//!
+//! Bars are off, so that what fails is counted and not refused. With `--sequential` batches are added to what is
+//! there and all facts are measured on the final weights; without, each batch stands alone on the base weights.
+//! Nothing is kept but second moments, which go to the cache directory.
+
+mod meter;
+mod records;
+mod summary;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use addenda_editor::{Corpus, Editor, EditorOptions, FactId, Progress, Settings};
+use addenda_model::{ModelFiles, Tokenizer, Transformer, tensor};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use meter::{Marks, Meter};
+use records::Record;
+use summary::{Summary, share};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// A model's path or its name in the catalogue.
+    #[arg(long, default_value = "smollm2-135m")]
+    model: String,
+    /// The file of records.
+    #[arg(long, value_name = "FILE")]
+    counterfact: PathBuf,
+    /// How many of its records.
+    #[arg(long, default_value_t = 100)]
+    facts: usize,
+    /// Facts of one batch; all by default.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Add each batch to those before it, and measure all facts on the final weights.
+    #[arg(long)]
+    sequential: bool,
+    /// Text that second moments are measured on; the one that ships by default.
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<PathBuf>,
+    /// Tokens of it at most; the settings' by default.
+    #[arg(long)]
+    corpus_tokens: Option<usize>,
+    /// Text for perplexity; `wikitext2-test.txt` beside the records by default, where there is one.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens of it.
+    #[arg(long, default_value_t = 20_000)]
+    text_tokens: usize,
+    /// Where batches stand alone: for how many of them perplexity is measured.
+    #[arg(long, default_value_t = 3)]
+    text_batches: usize,
+    /// Records whose prompts are written on to judge fluency.
+    #[arg(long, default_value_t = 10)]
+    fluency: usize,
+    /// Facts to retire again, of those that hold at the end; half of them by default.
+    #[arg(long)]
+    retire: Option<usize>,
+    /// Edited layers; the settings' by default.
+    #[arg(long, value_delimiter = ',')]
+    layers: Vec<usize>,
+    /// Weight of the second moment; the settings' by default.
+    #[arg(long)]
+    lambda: Option<f64>,
+    /// Sampled contexts that each target is sought in, besides the bare prompt.
+    #[arg(long)]
+    contexts: Option<usize>,
+    /// Step size in units of rms(h).
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Nats by which a target must win before the search for it ends.
+    #[arg(long)]
+    margin: Option<f64>,
+    /// "bf16" or "f32".
+    #[arg(long, default_value = "f32")]
+    dtype: String,
+    /// Computing threads; 0 takes one a core.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// One line of JSON (there is no other form yet).
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that a trial needs.
+struct Bench {
+    model: Transformer,
+    tokenizer: Tokenizer,
+    editor: Editor,
+    records: Vec<Record>,
+    text: Option<String>,
+    text_tokens: usize,
+    /// What was spent on adding: by the clock, and by the processors.
+    seconds: f64,
+    cpu_seconds: f64,
+    clock: Clock,
+    /// Of the optimiser, over all facts.
+    steps: usize,
+    refused: usize,
+    /// Ledger and such; removed at the end.
+    _dir: tempfile::TempDir,
+}
+
+/// What a trial ended with.
+struct Trial {
+    after: Vec<Marks>,
+    /// Perplexities, one for each batch that it was measured for.
+    perplexities: Vec<f64>,
+    fluency: Option<f64>,
+    retired: Map<String, Value>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
+    let mut bench = Bench::open(arguments)?;
+    let records = bench.records.clone();
+    let before = bench.meter().marks(&records)?;
+    let written = records.get(..arguments.fluency.min(records.len()));
+    let fluency_before = bench.meter().fluency(written.unwrap_or_default())?;
+    let ppl_before = bench.perplexity()?;
+    let base = bench.meter().logits(&records)?;
+    let trial = if arguments.sequential || arguments.batch.is_none_or(|b| b >= records.len()) {
+        bench.accumulate(arguments, &before)?
+    } else {
+        bench.stand_alone(arguments)?
+    };
+    let all: Vec<FactId> = bench.editor.list(false, 0).map(|fact| fact.id).collect();
+    bench.retire(&all)?;
+    let apart = (bench.meter().logits(&records)? - base).f_abs()?.f_max()?;
+    let n = records.len() as f64;
+    let mean = |values: &[f64]| {
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let rises = trial.perplexities.iter().zip(ppl_before.iter().cycle());
+    let rise = rises
+        .map(|(after, before)| after / before - 1.0)
+        .reduce(f64::max);
+    let settings = bench.editor.settings();
+    let about = json!({
+        "model": arguments.model, "method": settings.solve.method.to_string(),
+        "layers": settings.solve.layers, "lambda": settings.solve.lambda, "dtype": arguments.dtype,
+        "n": records.len(), "batch": arguments.batch.unwrap_or(records.len()),
+        "sequential": arguments.sequential, "refused": bench.refused,
+        "fluency": trial.fluency, "fluency_before": fluency_before,
+        "ppl_before": ppl_before, "ppl_after": mean(&trial.perplexities), "ppl_rise_max": rise,
+        "seconds_per_fact": bench.seconds / n, "cpu_seconds_per_fact": bench.cpu_seconds / n,
+        "steps_per_fact": bench.steps as f64 / n, "cpu_seconds": bench.clock.spent,
+        "retire_max_diff": f64::try_from(apart)?,
+    });
+    let mut line = Summary {
+        before: &before,
+        after: &trial.after,
+    }
+    .into_map();
+    if let Value::Object(about) = about {
+        line.extend(about);
+    }
+    line.extend(trial.retired);
+    Ok(Value::Object(line))
+}
+
+impl Bench {
+    fn open(arguments: &Arguments) -> Result<Self> {
+        let threads = match arguments.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        };
+        tensor::set_threads(threads);
+        let records = records::read(&arguments.counterfact, arguments.facts)?;
+        let files = ModelFiles::open(&crate::resolve(&arguments.model)?)?;
+        let kind = tensor::parse_kind(&arguments.dtype)?;
+        let tokenizer = files.tokenizer;
+        let mut model = Transformer::load(files.config, files.weights, tch::Device::Cpu, kind)?;
+        let dir = tempfile::tempdir().map_err(|source| Error::Io {
+            what: "a temporary folder".to_owned(),
+            source,
+        })?;
+        let corpus = match &arguments.corpus {
+            Some(path) => Corpus::new(text_of(path)?),
+            None => Corpus::shipped(),
+        };
+        let options = EditorOptions {
+            ledger_dir: dir.path().join("ledger"),
+            moment_dir: crate::cache_dir()?.join("moments"),
+            fingerprint: files.fingerprint,
+            settings: settings(arguments, &model)?,
+            corpus,
+        };
+        let editor = Editor::open(options, &mut model, &tokenizer, &mut go_on)?;
+        editor.prepare(&model, &tokenizer, &mut go_on)?;
+        let beside = arguments.counterfact.with_file_name("wikitext2-test.txt");
+        let text = match &arguments.text {
+            Some(path) => Some(text_of(path)?),
+            None if beside.is_file() => Some(text_of(&beside)?),
+            None => None,
+        };
+        Ok(Self {
+            model,
+            tokenizer,
+            editor,
+            records,
+            text,
+            text_tokens: arguments.text_tokens,
+            seconds: 0.0,
+            cpu_seconds: 0.0,
+            clock: Clock::default(),
+            steps: 0,
+            refused: 0,
+            _dir: dir,
+        })
+    }
+
+    fn meter(&self) -> Meter<'_> {
+        Meter {
+            model: &self.model,
+            tokenizer: &self.tokenizer,
+        }
+    }
+
+    fn perplexity(&self) -> Result<Option<f64>> {
+        let text = self.text.as_ref();
+        text.map(|text| self.meter().perplexity(text, self.text_tokens))
+            .transpose()
+    }
+
+    /// Adds the records; gives the ids of those that were taken, in order.
+    fn add(&mut self, records: &[Record]) -> Result<Vec<FactId>> {
+        let requests = records.iter().map(Record::request).collect();
+        let (begun, cpu) = (Instant::now(), cpu_seconds());
+        let clock = &mut self.clock;
+        let mut pace = |progress: Progress| {
+            clock.begin(&progress.phase.to_string());
+            Ok(())
+        };
+        let answers = self
+            .editor
+            .add_all(&mut self.model, &self.tokenizer, requests, &mut pace)?;
+        self.clock.begin("");
+        self.seconds += begun.elapsed().as_secs_f64();
+        self.cpu_seconds += cpu_seconds() - cpu;
+        let mut ids = Vec::new();
+        for (answer, record) in answers.into_iter().zip(records) {
+            match answer {
+                Ok(added) => {
+                    self.steps += added.record.steps;
+                    ids.push(added.record.id);
+                }
+                Err(error) => {
+                    self.refused += 1;
+                    eprintln!("refused: {}: {error}", record.prompt);
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    fn retire(&mut self, ids: &[FactId]) -> Result<()> {
+        let planned = self
+            .editor
+            .plan_retire(&self.model, &self.tokenizer, ids, &mut go_on)?;
+        self.editor.commit_retire(&mut self.model, planned)?;
+        Ok(())
+    }
+
+    /// All batches in the same weights.
+    fn accumulate(&mut self, arguments: &Arguments, before: &[Marks]) -> Result<Trial> {
+        let records = self.records.clone();
+        let mut ids = Vec::new();
+        for batch in records.chunks(arguments.batch.unwrap_or(records.len()).max(1)) {
+            ids.extend(self.add(batch)?);
+            eprintln!("{} facts, {:.1} s in all", ids.len(), self.seconds);
+        }
+        let after = self.meter().marks(&records)?;
+        let written = records.get(..arguments.fluency.min(records.len()));
+        let fluency = self.meter().fluency(written.unwrap_or_default())?;
+        let perplexities = self.perplexity()?.into_iter().collect();
+        let count = arguments.retire.unwrap_or(ids.len() / 2).min(ids.len());
+        let retired = match ids.len() == records.len() {
+            true => self.take_back(&ids, count, (before, &after))?,
+            false => Map::new(),
+        };
+        Ok(Trial {
+            after,
+            perplexities,
+            fluency,
+            retired,
+        })
+    }
+
+    /// Retires every second fact, until there are `count`, and looks what became of them and of the others.
+    fn take_back(
+        &mut self,
+        ids: &[FactId],
+        count: usize,
+        (before, after): (&[Marks], &[Marks]),
+    ) -> Result<Map<String, Value>> {
+        let order = (0..ids.len()).step_by(2).chain((1..ids.len()).step_by(2));
+        let gone: std::collections::BTreeSet<usize> = order.take(count).collect();
+        let leaving: Vec<FactId> = gone.iter().filter_map(|at| ids.get(*at).copied()).collect();
+        self.retire(&leaving)?;
+        let now = self.meter().marks(&self.records)?;
+        let all = || before.iter().zip(after).zip(&now).enumerate();
+        let left = all().filter(|(at, _)| gone.contains(at));
+        let stayed = all().filter(|(at, _)| !gone.contains(at));
+        let back: Vec<bool> = left
+            .clone()
+            .map(|(_, ((then, _), now))| then.prompt[0].first == now.prompt[0].first)
+            .collect();
+        let gap = left
+            .map(|(_, ((then, _), now))| (then.prompt[0].nll - now.prompt[0].nll).abs())
+            .fold(0.0, f64::max);
+        let held: Vec<bool> = stayed
+            .map(|(_, ((_, with), now))| with.prompt[0].top1 == now.prompt[0].top1)
+            .collect();
+        let figures = json!({
+            "retired": count,
+            "retired_argmax_back": share(back.into_iter()),
+            "retired_nll_max_diff": gap,
+            "retired_others_unchanged": share(held.into_iter()),
+        });
+        Ok(match figures {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        })
+    }
+
+    /// Each batch on the base weights.
+    fn stand_alone(&mut self, arguments: &Arguments) -> Result<Trial> {
+        let records = self.records.clone();
+        let (mut after, mut perplexities) = (Vec::new(), Vec::new());
+        let (mut fluency, mut written) = (0.0, 0.0);
+        for batch in records.chunks(arguments.batch.unwrap_or(1).max(1)) {
+            let ids = self.add(batch)?;
+            after.extend(self.meter().marks(batch)?);
+            if perplexities.len() < arguments.text_batches {
+                perplexities.extend(self.perplexity()?);
+            }
+            if written < arguments.fluency as f64 {
+                fluency += self.meter().fluency(batch)?.unwrap_or(0.0) * batch.len() as f64;
+                written += batch.len() as f64;
+            }
+            self.retire(&ids)?;
+            eprintln!("{} facts, {:.1} s in all", after.len(), self.seconds);
+        }
+        Ok(Trial {
+            after,
+            perplexities,
+            fluency: (written > 0.0).then(|| fluency / written),
+            retired: Map::new(),
+        })
+    }
+}
+
+fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
+    let mut settings = Settings::for_model(model.config())?;
+    if !arguments.layers.is_empty() {
+        settings.solve.layers.clone_from(&arguments.layers);
+    }
+    settings.solve.lambda = arguments.lambda.unwrap_or(settings.solve.lambda);
+    settings.moment.tokens = arguments.corpus_tokens.unwrap_or(settings.moment.tokens);
+    let value = &mut settings.value;
+    value.contexts = arguments.contexts.unwrap_or(value.contexts);
+    value.learning_rate = arguments.learning_rate.unwrap_or(value.learning_rate);
+    value.margin = arguments.margin.unwrap_or(value.margin);
+    settings.bars.target_probability = 0.0;
+    settings.bars.target_top1 = false;
+    settings.bars.perplexity = f64::INFINITY;
+    settings.bars.perplexity_total = f64::INFINITY;
+    Ok(settings)
+}
+
+fn text_of(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| Error::Io {
+        what: path.display().to_string(),
+        source,
+    })
+}
+
+/// CPU seconds by what they were spent on.
+#[derive(Default)]
+struct Clock {
+    spent: std::collections::BTreeMap<String, f64>,
+    running: Option<(String, f64)>,
+}
+
+impl Clock {
+    /// What was running ends, and this begins; nothing where it is empty.
+    fn begin(&mut self, what: &str) {
+        let now = cpu_seconds();
+        if let Some((what, since)) = self.running.take() {
+            *self.spent.entry(what).or_default() += now - since;
+        }
+        self.running = (!what.is_empty()).then(|| (what.to_owned(), now));
+    }
+}
+
+fn go_on(_: Progress) -> addenda_editor::Result<()> {
+    Ok(())
+}
+
+/// Seconds that the processors have spent on this process, as Linux counts them; 0 elsewhere.
+fn cpu_seconds() -> f64 {
+    /// Linux's clock ticks a second, as `/proc` shows them on every architecture.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name's bracket: state, then 10 fields, then user and system time.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let times = fields.split_whitespace().skip(11).take(2);
+    times
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / TICKS
+}
