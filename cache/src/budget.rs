@@ -5,6 +5,7 @@
 //! enough room, none is named.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::id::PacketId;
@@ -18,6 +19,8 @@ const BLOCK: u64 = 4096;
 pub(crate) struct Limits {
     /// Bytes on disk at most; none: as much as the floor allows.
     pub(crate) max_bytes: Option<u64>,
+    /// Bytes of one namespace's packets at most; none: as many as there are.
+    pub(crate) max_namespace_bytes: Option<u64>,
     /// Bytes of the file system that stay free.
     pub(crate) free_floor: u64,
 }
@@ -36,6 +39,7 @@ struct Entry {
     bytes: u64,
     location: Location,
     revision: [u8; 32],
+    namespace: Arc<str>,
 }
 
 /// Takes a record from the live bytes of its extent.
@@ -59,6 +63,8 @@ pub(crate) struct Usage {
     revisions: HashMap<[u8; 32], u64>,
     /// Live bytes of each extent.
     extents: HashMap<u64, u64>,
+    /// Live bytes of each namespace.
+    namespaces: HashMap<Arc<str>, u64>,
     live_bytes: u64,
     disk_bytes: u64,
     evicted: u64,
@@ -87,6 +93,10 @@ impl Usage {
         self.live_bytes = self.live_bytes.saturating_add(manifest.bytes());
         *self.revisions.entry(manifest.header.revision).or_default() += 1;
         *self.extents.entry(manifest.location.extent).or_default() += manifest.bytes();
+        let name = manifest.header.namespace.as_str();
+        let known = self.namespaces.get_key_value(name);
+        let namespace = known.map_or_else(|| Arc::from(name), |(name, _)| Arc::clone(name));
+        *self.namespaces.entry(Arc::clone(&namespace)).or_default() += manifest.bytes();
         let tick = self.tick();
         self.order.insert(tick, manifest.id);
         self.entries.insert(
@@ -97,6 +107,7 @@ impl Usage {
                 bytes: manifest.bytes(),
                 location: manifest.location,
                 revision: manifest.header.revision,
+                namespace,
             },
         );
     }
@@ -109,6 +120,12 @@ impl Usage {
         self.dirty.remove(id);
         self.live_bytes = self.live_bytes.saturating_sub(entry.bytes);
         leave(&mut self.extents, &entry.location);
+        if let Some(bytes) = self.namespaces.get_mut(&entry.namespace) {
+            *bytes = bytes.saturating_sub(entry.bytes);
+            if *bytes == 0 {
+                self.namespaces.remove(&entry.namespace);
+            }
+        }
         if let Some(count) = self.revisions.get_mut(&entry.revision) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -191,46 +208,57 @@ impl Usage {
         self.evicted
     }
 
-    /// Who must go so that `needed` more bytes fit; nobody where they fit already.
+    /// Who must go so that `needed` more bytes of this namespace fit; nobody where they fit already.
     ///
-    /// `spare` says who stays: the pinned and those that are being read. `can_punch` is false where the file system
-    /// can't give the bytes of a dead record back; evicting would make no room then.
+    /// Only the namespace's own packets are named: tenants can't evict one another. `spare` says who stays: the
+    /// pinned and those that are being read. `can_punch` is false where the file system can't give the bytes of a
+    /// dead record back; evicting would make no room on it then.
     pub(crate) fn victims(
         &self,
         limits: &Limits,
-        needed: u64,
+        (namespace, needed): (&str, u64),
         can_punch: bool,
         mut spare: impl FnMut(&PacketId, &Location) -> Result<bool>,
     ) -> Result<Vec<PacketId>> {
-        let Some(limit) = limits.max_bytes else {
-            return Ok(Vec::new());
+        let over = |used: u64, limit: Option<u64>| {
+            limit.map_or(0, |limit| used.saturating_add(needed).saturating_sub(limit))
         };
-        let excess = self.disk_bytes.saturating_add(needed).saturating_sub(limit);
+        let own = self.namespaces.get(namespace).copied().unwrap_or_default();
+        let disk_excess = over(self.disk_bytes, limits.max_bytes);
+        let own_excess = over(own, limits.max_namespace_bytes);
+        let (mut disk_freed, mut own_freed) = (0u64, 0u64);
         let mut victims = Vec::new();
-        let mut freed = 0u64;
-        if excess == 0 {
-            return Ok(victims);
-        }
-        for id in self.order.values().filter(|_| can_punch) {
-            if freed >= excess {
-                break;
+        for id in self.order.values() {
+            if disk_freed >= disk_excess && own_freed >= own_excess {
+                return Ok(victims);
             }
             let Some(entry) = self.entries.get(id) else {
                 continue;
             };
-            let (_, bytes) = reclaimable(&entry.location);
-            if bytes > 0 && !spare(id, &entry.location)? {
-                freed = freed.saturating_add(bytes);
+            let (_, given_back) = reclaimable(&entry.location);
+            let given_back = if can_punch { given_back } else { 0 };
+            let helps = given_back > 0 || own_freed < own_excess;
+            if *entry.namespace == *namespace && helps && !spare(id, &entry.location)? {
+                disk_freed = disk_freed.saturating_add(given_back);
+                own_freed = own_freed.saturating_add(entry.bytes);
                 victims.push(*id);
             }
         }
-        if freed < excess {
-            let used = self.disk_bytes;
+        if own_freed < own_excess {
+            return Err(Error::Quota {
+                namespace: namespace.to_owned(),
+                needed,
+                used: own,
+                limit: limits.max_namespace_bytes.unwrap_or_default(),
+                evictable: own_freed,
+            });
+        }
+        if disk_freed < disk_excess {
             return Err(Error::Budget {
                 needed,
-                used,
-                limit,
-                evictable: freed,
+                used: self.disk_bytes,
+                limit: limits.max_bytes.unwrap_or_default(),
+                evictable: disk_freed,
             });
         }
         Ok(victims)

@@ -77,6 +77,32 @@ pub enum Error {
         /// Bytes that eviction could give back.
         evictable: u64,
     },
+    /// A namespace may not take so much, and what may be evicted of its own would not make enough room.
+    #[error(
+        "namespace {namespace} is full: {needed} bytes are needed, {used} of at most {limit} are in use, and only {evictable} can be evicted (the rest is pinned or being read); unpin or delete packets of it, or raise the limit of a namespace"
+    )]
+    Quota {
+        /// Whose packets.
+        namespace: String,
+        /// Bytes that the refused write takes.
+        needed: u64,
+        /// Bytes of its packets now.
+        used: u64,
+        /// Bytes of its packets at most.
+        limit: u64,
+        /// Bytes that eviction of its own packets could give back.
+        evictable: u64,
+    },
+    /// The disk is full.
+    #[error(
+        "the disk is full: {needed} bytes are needed and {free} are free; free some disk space, or delete packets: what is stored is still served"
+    )]
+    DiskFull {
+        /// Bytes that the failed write takes on disk.
+        needed: u64,
+        /// Bytes free on the file system now.
+        free: u64,
+    },
     /// Writing would leave less free disk than the configured floor.
     #[error(
         "the disk is too full: {needed} bytes are needed and {free} are free, of which {floor} must stay free; free some disk space, or lower the floor"

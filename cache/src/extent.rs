@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::fault::{Disk, IoPoint};
 use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
 use crate::manifest::Location;
 use crate::record::{COPY_VERSION, Frame, RECORD_VERSION, align};
@@ -80,6 +81,7 @@ pub(crate) struct Tail {
 pub(crate) struct Extents {
     directory: PathBuf,
     limit: u64,
+    disk: Disk,
     files: RwLock<BTreeMap<u64, Arc<ExtentFile>>>,
 }
 
@@ -95,10 +97,10 @@ pub(crate) struct Opened {
 
 impl Extents {
     /// Opens all extents of a directory, which is made where it is missing.
-    pub(crate) fn open(directory: &Path, limit: u64) -> Result<Opened> {
+    pub(crate) fn open(directory: &Path, limit: u64, disk: &Disk) -> Result<Opened> {
         std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         if let Some(parent) = directory.parent() {
-            sync_directory(parent)?;
+            sync_directory(parent, disk)?;
         }
         let mut files = BTreeMap::new();
         let mut unreadable = Vec::new();
@@ -110,7 +112,7 @@ impl Extents {
                 continue;
             };
             next_extent = next_extent.max(number.saturating_add(1));
-            match ExtentFile::open(&path, number)? {
+            match ExtentFile::open(&path, number, disk)? {
                 Some(file) => drop(files.insert(number, Arc::new(file))),
                 // The process ended while it made this extent: records come only after the header is durable.
                 None if file_len(&path)? <= FIRST_RECORD => {
@@ -122,6 +124,7 @@ impl Extents {
         let extents = Self {
             directory: directory.to_path_buf(),
             limit,
+            disk: disk.clone(),
             files: RwLock::new(files),
         };
         Ok(Opened {
@@ -169,12 +172,17 @@ impl Extents {
         match write_batch(&file, start, first, batch) {
             Ok((placed, end)) => {
                 if let Err(error) = file.sync() {
-                    tracing::error!(extent = %file.path().display(), %error, "the extent is given up: a sync failed");
+                    give_up(&file, start, &error);
                     tail.active = None;
                     return Err(error);
                 }
                 tail.active = Some((file, end));
                 Ok(placed)
+            }
+            Err(error) if file.is_given_up() => {
+                give_up(&file, start, &error);
+                tail.active = None;
+                Err(error)
             }
             Err(error) => {
                 if let Err(second) = file.cut(start) {
@@ -200,7 +208,12 @@ impl Extents {
     pub(crate) fn roll(&self, tail: &mut Tail) -> Result<Arc<ExtentFile>> {
         let number = tail.next_extent;
         tail.next_extent = number.saturating_add(1);
-        let file = Arc::new(ExtentFile::create(&self.directory, number, rand::random())?);
+        let file = Arc::new(ExtentFile::create(
+            &self.directory,
+            number,
+            rand::random(),
+            &self.disk,
+        )?);
         self.files
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -213,11 +226,23 @@ impl Extents {
     pub(crate) fn remove(&self, number: u64) -> Result<()> {
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = files.get(&number) {
-            std::fs::remove_file(file.path()).map_err(Error::io("remove", file.path()))?;
+            self.disk
+                .step(IoPoint::Remove)
+                .and_then(|()| std::fs::remove_file(file.path()))
+                .map_err(Error::io("remove", file.path()))?;
             files.remove(&number);
         }
         drop(files);
-        sync_directory(&self.directory)
+        sync_directory(&self.directory, &self.disk)
+    }
+}
+
+/// Ends an extent whose sync failed. What was not acknowledged is cut away where that can still be done, so that no
+/// rebuild finds it; nothing is written to the extent again.
+fn give_up(file: &ExtentFile, start: u64, error: &Error) {
+    tracing::error!(extent = %file.path().display(), %error, "the extent is given up: a sync failed");
+    if let Err(second) = file.cut(start) {
+        tracing::error!(extent = %file.path().display(), %second, "what was not acknowledged stays in it");
     }
 }
 
@@ -267,6 +292,26 @@ fn takes_the_place_of(before: &Pending<'_>, pending: &Pending<'_>, batch: &[Pend
         one.origin == Origin::New && matches!(one.event, Event::Tombstone { .. })
     };
     before.event.kind() != pending.event.kind() && batch.iter().any(ends)
+}
+
+/// Frame and meta of a new record at this place (key of its extent, offset, sequence) with a payload of this length
+/// and digest.
+pub(crate) fn sealed(
+    event: &Event,
+    (key, offset, sequence): ([u8; 32], u64, u64),
+    (payload_len, payload_digest): (u64, [u8; 32]),
+) -> Vec<u8> {
+    let meta = event.encode();
+    let frame = Frame {
+        version: RECORD_VERSION,
+        kind: event.kind(),
+        meta_len: u32::try_from(meta.len()).unwrap_or(u32::MAX),
+        payload_len,
+        sequence,
+        id: event.id(),
+        payload_digest,
+    };
+    frame.seal(&key, offset, &meta)
 }
 
 fn write_record(

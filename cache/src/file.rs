@@ -19,10 +19,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result};
+use crate::fault::{Disk, IoPoint, full};
 
 /// Newest layout that is known here.
 const EXTENT_VERSION: u32 = 1;
@@ -43,6 +45,9 @@ pub(crate) struct ExtentFile {
     number: u64,
     salt: [u8; 32],
     key: [u8; 32],
+    disk: Disk,
+    /// A sync failed: what is on the disk is unknown from then on, and nothing more is written.
+    given_up: AtomicBool,
 }
 
 impl ExtentFile {
@@ -63,33 +68,34 @@ impl ExtentFile {
     }
 
     /// Makes a new, empty extent; durable when this returns.
-    pub(crate) fn create(directory: &Path, number: u64, salt: [u8; 32]) -> Result<Self> {
+    pub(crate) fn create(
+        directory: &Path,
+        number: u64,
+        salt: [u8; 32],
+        disk: &Disk,
+    ) -> Result<Self> {
         let path = directory.join(Self::name(number));
+        disk.step(IoPoint::Create)
+            .map_err(Error::io("create", &path))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .open(&path)
             .map_err(Error::io("create", &path))?;
-        let header = header(number, &salt);
-        let mut block = vec![0; usize::try_from(FIRST_RECORD).unwrap_or(8192)];
-        for (at, byte) in block.iter_mut().enumerate() {
-            if let Some(value) = header.get(at % 4096) {
-                *byte = *value;
-            }
-        }
-        let written = file.write_all_at(&block, 0).and_then(|()| file.sync_all());
-        if let Err(source) = written {
+        let block = head(number, &salt);
+        let made = Self::with(file, path, number, salt, disk);
+        let written = made.write_at(&block, 0).and_then(|()| made.sync());
+        if let Err(error) = written.and_then(|()| sync_directory(directory, disk)) {
             // A half-made extent holds nothing; if it can't be removed it is recognised as empty at the next open.
-            let _ = std::fs::remove_file(&path);
-            return Err(Error::io("create", &path)(source));
+            let _ = std::fs::remove_file(made.path());
+            return Err(error);
         }
-        sync_directory(directory)?;
-        Ok(Self::with(file, path, number, salt))
+        Ok(made)
     }
 
     /// Opens an extent. None: neither copy of the header is intact, so nothing in it can be trusted.
-    pub(crate) fn open(path: &Path, number: u64) -> Result<Option<Self>> {
+    pub(crate) fn open(path: &Path, number: u64, disk: &Disk) -> Result<Option<Self>> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -110,21 +116,29 @@ impl ExtentFile {
                         known: EXTENT_VERSION,
                     });
                 }
-                return Ok(Some(Self::with(file, path.to_path_buf(), number, salt)));
+                let path = path.to_path_buf();
+                return Ok(Some(Self::with(file, path, number, salt, disk)));
             }
         }
         Ok(None)
     }
 
-    fn with(file: File, path: PathBuf, number: u64, salt: [u8; 32]) -> Self {
-        let key = blake3::derive_key(KEY_CONTEXT, &salt);
+    fn with(file: File, path: PathBuf, number: u64, salt: [u8; 32], disk: &Disk) -> Self {
+        let key = Self::key_of(&salt);
         Self {
             file,
             path,
             number,
             salt,
             key,
+            disk: disk.clone(),
+            given_up: AtomicBool::new(false),
         }
+    }
+
+    /// Key of the records' digests in an extent of this salt.
+    pub(crate) fn key_of(salt: &[u8; 32]) -> [u8; 32] {
+        blake3::derive_key(KEY_CONTEXT, salt)
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -163,8 +177,9 @@ impl ExtentFile {
     }
 
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.file
-            .read_exact_at(buffer, offset)
+        self.disk
+            .step(IoPoint::Read)
+            .and_then(|()| self.file.read_exact_at(buffer, offset))
             .map_err(Error::io("read", &self.path))
     }
 
@@ -174,25 +189,55 @@ impl ExtentFile {
     }
 
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
+        self.try_write(bytes, offset)
             .map_err(Error::io("write", &self.path))
     }
 
-    /// Returns when all that was written is on the disk.
+    fn try_write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let Some(part) = self.disk.write(IoPoint::Write, bytes.len())? else {
+            return self.file.write_all_at(bytes, offset);
+        };
+        let (part, _) = bytes.split_at_checked(part).unwrap_or_default();
+        self.file.write_all_at(part, offset)?;
+        Err(full())
+    }
+
+    /// Returns when all that was written is on the disk. After an error nothing may be written any more: the system
+    /// may have dropped what it could not write, and the next sync would not say so.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(Error::io("sync", &self.path))
+        let synced = self.disk.step(IoPoint::Sync);
+        let synced = synced.and_then(|()| self.file.sync_data());
+        if synced.is_err() {
+            self.given_up.store(true, Ordering::Release);
+        }
+        synced.map_err(Error::io("sync", &self.path))
+    }
+
+    /// Whether a sync failed.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// To be asked before pages of a map are.
+    pub(crate) fn about_to_read(&self) -> Result<()> {
+        self.disk
+            .step(IoPoint::Read)
+            .map_err(Error::io("read", &self.path))
     }
 
     pub(crate) fn cut(&self, length: u64) -> Result<()> {
-        self.file
-            .set_len(length)
+        self.disk
+            .step(IoPoint::Cut)
+            .and_then(|()| self.file.set_len(length))
             .map_err(Error::io("cut", &self.path))
     }
 
     /// Gives a dead range back to the file system. False: the file system cannot.
     pub(crate) fn punch(&self, offset: u64, length: u64) -> Result<bool> {
         use rustix::fs::{FallocateFlags, fallocate};
+        self.disk
+            .step(IoPoint::Punch)
+            .map_err(Error::io("give space back from", &self.path))?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, offset, length) {
             Ok(()) => Ok(true),
@@ -203,6 +248,9 @@ impl ExtentFile {
 
     /// Maps a range for reading. The range must lie within the file.
     pub(crate) fn map(&self, offset: u64, length: u64) -> Result<Mmap> {
+        self.disk
+            .step(IoPoint::Map)
+            .map_err(Error::io("map", &self.path))?;
         let length = usize::try_from(length)
             .map_err(|_| Error::io("map", &self.path)(io::ErrorKind::OutOfMemory.into()))?;
         // SAFETY: a map is sound as long as its bytes neither change nor go away. Extents are append-only; the
@@ -221,8 +269,9 @@ impl ExtentFile {
 }
 
 /// Makes the creation and removal of a directory's files durable.
-pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
-    File::open(directory)
+pub(crate) fn sync_directory(directory: &Path, disk: &Disk) -> Result<()> {
+    disk.step(IoPoint::SyncDirectory)
+        .and_then(|()| File::open(directory))
         .and_then(|directory| directory.sync_all())
         .map_err(Error::io("sync", directory))
 }
@@ -232,6 +281,18 @@ pub(crate) fn free_bytes(directory: &Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(directory)
         .map_err(|error| Error::io("measure the free space of", directory)(error.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// All that comes before an extent's first record.
+pub(crate) fn head(number: u64, salt: &[u8; 32]) -> Vec<u8> {
+    let header = header(number, salt);
+    let mut block = vec![0; usize::try_from(FIRST_RECORD).unwrap_or(8192)];
+    for (at, byte) in block.iter_mut().enumerate() {
+        if let Some(value) = header.get(at % 4096) {
+            *byte = *value;
+        }
+    }
+    block
 }
 
 fn header(number: u64, salt: &[u8; 32]) -> Vec<u8> {

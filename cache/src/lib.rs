@@ -10,12 +10,14 @@
 //! Start with [`Store`]. A packet has a [`PacketKey`], known before anything is computed, and a [`PacketId`], the
 //! digest of what it is.
 
+mod backup;
 mod budget;
 mod canonical;
 mod document;
 mod error;
 mod event;
 mod extent;
+mod fault;
 mod file;
 mod id;
 mod index;
@@ -30,9 +32,11 @@ mod scan;
 mod store;
 mod verify;
 
+pub use backup::{BackupPart, BackupReport};
 pub use document::{Document, Edition};
 pub use error::{Error, Result};
 pub use event::Gone;
+pub use fault::{Disk, Fault, Faults, IoPoint};
 pub use id::{FORMAT, KeyFields, PacketId, PacketKey, ParseDigestError};
 pub use lease::Body;
 pub use lock::DirectoryLock;

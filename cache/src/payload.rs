@@ -227,6 +227,7 @@ pub(crate) fn verified(
     expected: &[u8; 32],
     hands: &Hands,
 ) -> Result<Option<Arc<Mmap>>> {
+    file.about_to_read()?;
     let map = Arc::new(file.map(place.payload, place.payload_len)?);
     let digest = match hands.digest(&map).map_err(|error| file.unreadable(error))? {
         Some(digest) => digest,
@@ -254,13 +255,14 @@ fn digest_by_reading(file: &ExtentFile, place: &Location) -> Result<[u8; 32]> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
     use super::{Hands, PIECE, digest_by_reading, payload_hasher, verified};
+    use crate::fault::Disk;
     use crate::file::{ExtentFile, FIRST_RECORD};
     use crate::manifest::Location;
 
     #[test]
     fn a_payload_of_any_length_has_the_digest_that_it_was_written_with() {
         let directory = tempfile::tempdir().unwrap();
-        let file = ExtentFile::create(directory.path(), 1, [3; 32]).unwrap();
+        let file = ExtentFile::create(directory.path(), 1, [3; 32], &Disk::default()).unwrap();
         let mut bytes = vec![0; PIECE * 9];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
         let payload = FIRST_RECORD + 64;

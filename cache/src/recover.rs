@@ -11,6 +11,7 @@ use crate::budget::Usage;
 use crate::error::{Error, Result};
 use crate::event::{Event, Gone};
 use crate::extent::{Extents, Opened, Tail};
+use crate::fault::Disk;
 use crate::file::sync_directory;
 use crate::id::{PacketId, PacketKey};
 use crate::index::{Checkpoint, Index};
@@ -70,16 +71,16 @@ pub(crate) struct Recovered {
 /// be trusted.
 pub(crate) fn recover(
     directory: &Path,
-    options: &StoreOptions,
+    (options, disk): (&StoreOptions, &Disk),
     anew: Option<String>,
     progress: &mut dyn FnMut(&RecoverProgress),
 ) -> Result<Recovered> {
     let distrusted = anew.is_some();
-    match attempt(directory, options, anew, progress) {
+    match attempt(directory, (options, disk), anew, progress) {
         // Some damage shows only when the index is read; it is made anew once.
         Err(error @ (Error::Index(_) | Error::IndexValue { .. })) if !distrusted => {
             let reason = format!("it could not be read: {error}");
-            attempt(directory, options, Some(reason), progress)
+            attempt(directory, (options, disk), Some(reason), progress)
         }
         other => other,
     }
@@ -87,7 +88,7 @@ pub(crate) fn recover(
 
 fn attempt(
     directory: &Path,
-    options: &StoreOptions,
+    (options, disk): (&StoreOptions, &Disk),
     anew: Option<String>,
     progress: &mut dyn FnMut(&RecoverProgress),
 ) -> Result<Recovered> {
@@ -95,7 +96,7 @@ fn attempt(
         extents,
         unreadable,
         next_extent,
-    } = Extents::open(&directory.join("extents"), options.extent_bytes)?;
+    } = Extents::open(&directory.join("extents"), options.extent_bytes, disk)?;
     let path = directory.join("index");
     let (index, from, rebuilt) = open_index(&path, &extents, options.index_cache_bytes, anew)?;
     let (leases, hands) = (Leases::default(), Hands::new());
@@ -190,7 +191,8 @@ fn set_aside(path: &Path) -> Result<()> {
         std::fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
     }
     std::fs::rename(path, &aside).map_err(Error::io("rename", path))?;
-    path.parent().map_or(Ok(()), sync_directory)
+    path.parent()
+        .map_or(Ok(()), |parent| sync_directory(parent, &Disk::default()))
 }
 
 /// Counts the live packets, least recently used first, and forgets those whose record's place is gone: its extent was

@@ -14,6 +14,7 @@ use crate::budget::{Limits, Usage};
 use crate::error::{Error, Result};
 use crate::event::Gone;
 use crate::extent::{Extents, Tail};
+use crate::fault::Disk;
 use crate::index::{Checkpoint, Index};
 use crate::lease::{Leases, locked};
 use crate::lock::DirectoryLock;
@@ -35,6 +36,8 @@ pub use write::Put;
 pub struct StoreOptions {
     /// Bytes that all packets may take on disk; none: as many as the floor allows.
     pub max_bytes: Option<u64>,
+    /// Bytes that the packets of one namespace may take; none: as many as there are.
+    pub max_namespace_bytes: Option<u64>,
     /// Bytes of the file system that are never used.
     pub free_floor: u64,
     /// Size at which the next extent begins. A larger packet has one of its own.
@@ -47,6 +50,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             max_bytes: None,
+            max_namespace_bytes: None,
             free_floor: 1 << 30,
             extent_bytes: 1 << 30,
             index_cache_bytes: 64 << 20,
@@ -133,7 +137,12 @@ impl Store {
         options: StoreOptions,
         progress: &mut dyn FnMut(&RecoverProgress),
     ) -> Result<Self> {
-        Self::start(directory, options, None, progress)
+        Self::start(directory, (options, Disk::default()), None, progress)
+    }
+
+    /// Like [`Store::open`], on a disk that may have faults: the same code, for tests and drills.
+    pub fn open_on(directory: &Path, options: StoreOptions, disk: Disk) -> Result<Self> {
+        Self::start(directory, (options, disk), None, &mut |_| {})
     }
 
     /// Opens the store and makes its index anew from the extents, verifying every packet.
@@ -144,7 +153,7 @@ impl Store {
     ) -> Result<Self> {
         Self::start(
             directory,
-            options,
+            (options, Disk::default()),
             Some("it was asked for".to_owned()),
             progress,
         )
@@ -152,7 +161,7 @@ impl Store {
 
     fn start(
         directory: &Path,
-        options: StoreOptions,
+        (options, disk): (StoreOptions, Disk),
         anew: Option<String>,
         progress: &mut dyn FnMut(&RecoverProgress),
     ) -> Result<Self> {
@@ -167,11 +176,12 @@ impl Store {
             tail,
             report,
             suspects,
-        } = recover(directory, &options, anew, progress)?;
+        } = recover(directory, (&options, &disk), anew, progress)?;
         let store = Self {
             directory: directory.to_path_buf(),
             limits: Limits {
                 max_bytes: options.max_bytes,
+                max_namespace_bytes: options.max_namespace_bytes,
                 free_floor: options.free_floor,
             },
             usage: Mutex::new(usage),
@@ -204,6 +214,12 @@ impl Store {
     /// The writer's lock.
     fn settled(&self) -> Result<MutexGuard<'_, Writer>> {
         Ok(locked(&self.writer))
+    }
+
+    /// Looks at the index while nothing changes it.
+    pub(crate) fn at_rest<T>(&self, look: impl FnOnce(&Index) -> Result<T>) -> Result<T> {
+        let _writer = self.settled()?;
+        look(&self.index)
     }
 
     /// What opening this store took.

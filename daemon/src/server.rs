@@ -134,6 +134,7 @@ pub async fn serve_until(
 async fn open_store(config: &Config) -> Result<Arc<Store>> {
     let options = StoreOptions {
         max_bytes: (config.max_store_bytes > 0).then_some(config.max_store_bytes),
+        max_namespace_bytes: (config.max_namespace_bytes > 0).then_some(config.max_namespace_bytes),
         free_floor: config.min_free_bytes,
         ..StoreOptions::default()
     };

@@ -143,6 +143,23 @@ impl Index {
         Ok(found)
     }
 
+    /// Every document of every namespace.
+    pub(crate) fn all_documents(&self) -> Result<Vec<Document>> {
+        let mut found = Vec::new();
+        for entry in self.db.scan_prefix(b"d") {
+            let (name, value) = entry?;
+            let wrong = Error::IndexValue { what: "a name" };
+            let Some((length, rest)) = name.get(1..).and_then(<[u8]>::split_first) else {
+                return Err(wrong);
+            };
+            let Some((namespace, name)) = rest.split_at_checked(usize::from(*length)) else {
+                return Err(wrong);
+            };
+            found.push(decode_document(text(namespace)?, text(name)?, &value)?);
+        }
+        Ok(found)
+    }
+
     /// The documents that a packet stands for.
     pub(crate) fn documents_of(&self, packet: &PacketId) -> Result<Vec<Document>> {
         let prefix = key(b'r', packet.as_bytes());

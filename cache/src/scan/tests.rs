@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::{Found, Scanner, Step, read_record, verify_payload};
 use crate::event::Event;
 use crate::extent::{Extents, Origin, Payload, Pending, Tail};
+use crate::fault::Disk;
 use crate::file::{ExtentFile, FIRST_RECORD};
 use crate::id::{PacketId, PacketKey};
 use crate::packet::PacketHeader;
@@ -66,7 +67,9 @@ fn append(extents: &Extents, tail: &mut Tail, number: u8, body: &[u8]) {
 /// An extent with three packets.
 fn extent() -> (TempDir, Arc<ExtentFile>, u64) {
     let directory = tempfile::tempdir().unwrap();
-    let extents = Extents::open(directory.path(), 1 << 20).unwrap().extents;
+    let extents = Extents::open(directory.path(), 1 << 20, &Disk::default())
+        .unwrap()
+        .extents;
     let mut tail = Tail {
         next_extent: 1,
         ..Tail::default()

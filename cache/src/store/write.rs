@@ -94,7 +94,7 @@ impl Store {
         if let Some(manifest) = self.live(&header.key)? {
             return self.put_again(&mut writer, header, &manifest.id, bind);
         }
-        self.make_room(&mut writer, &packet)?;
+        self.make_room(&mut writer, &header.namespace, &packet)?;
         let mut batch = vec![packet];
         if bind {
             let (namespace, name) = (&header.namespace, &header.document);
@@ -260,13 +260,15 @@ impl Store {
     }
 
     /// Refuses what the budget does not allow; evicts where that makes room.
-    fn make_room(&self, writer: &mut Writer, packet: &Pending<'_>) -> Result<()> {
+    fn make_room(&self, writer: &mut Writer, namespace: &str, packet: &Pending<'_>) -> Result<()> {
         let needed = record_len(packet);
         let can_punch = self.can_punch.load(Ordering::Relaxed);
-        let victims =
-            locked(&self.usage).victims(&self.limits, needed, can_punch, |id, location| {
-                Ok(self.leases.is_leased(location) || self.index.pinned(id)?)
-            })?;
+        let victims = locked(&self.usage).victims(
+            &self.limits,
+            (namespace, needed),
+            can_punch,
+            |id, location| Ok(self.leases.is_leased(location) || self.index.pinned(id)?),
+        )?;
         // Before anything is evicted: a disk that others filled is not helped by emptying the cache.
         let (free, floor) = (free_bytes(&self.directory)?, self.limits.free_floor);
         if free.saturating_sub(needed) < floor {
@@ -281,8 +283,9 @@ impl Store {
 
     /// Appends events, then applies them to the index.
     pub(super) fn commit(&self, writer: &mut Writer, batch: &[Pending<'_>]) -> Result<()> {
-        let placed = self.extents.append(&mut writer.tail, batch)?;
         let bytes = batch.iter().map(record_len).sum();
+        let placed = self.extents.append(&mut writer.tail, batch);
+        let placed = placed.map_err(|error| self.with_figures(error, bytes))?;
         locked(&self.usage).wrote(bytes);
         writer.records_since_checkpoint += batch.len() as u64;
         writer.bytes_since_checkpoint += bytes;
@@ -296,6 +299,17 @@ impl Store {
             self.checkpoint_if(writer, 1)
         } else {
             self.checkpoint_if(writer, CHECKPOINT_RECORDS)
+        }
+    }
+
+    /// A full disk, with the figures.
+    fn with_figures(&self, error: Error, needed: u64) -> Error {
+        match error {
+            Error::Io { source, .. } if is_full(&source) => Error::DiskFull {
+                needed,
+                free: free_bytes(&self.directory).unwrap_or_default(),
+            },
+            other => other,
         }
     }
 
@@ -342,6 +356,14 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
 }
 
 /// The event of a packet's end.

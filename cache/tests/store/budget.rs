@@ -174,6 +174,58 @@ fn deleting_gives_the_bytes_back_to_the_file_system() {
 }
 
 #[test]
+fn a_namespace_over_its_quota_evicts_its_own_and_is_refused_where_that_is_pinned() {
+    let directory = tempfile::tempdir().unwrap();
+    let quota = StoreOptions {
+        max_namespace_bytes: Some(350_000),
+        ..options()
+    };
+    let store = Store::open(directory.path(), quota).unwrap();
+    let of = |namespace: &str, number| Sample::of(namespace, "", number, BODY);
+    let theirs: Vec<Sample> = (0..3).map(|number| of("ward-3", number)).collect();
+    for sample in &theirs {
+        sample.put(&store);
+    }
+    let ours: Vec<Sample> = (0..5).map(|number| of("default", number)).collect();
+    let ids: Vec<_> = ours.iter().map(|sample| sample.put(&store)).collect();
+    theirs.iter().for_each(|sample| sample.assert_in(&store));
+    ours[1].assert_missing(&store);
+    ours[2].assert_in(&store);
+    ids[2..].iter().for_each(|id| drop(store.pin(id).unwrap()));
+    let refused = of("default", 9).try_put(&store).unwrap_err();
+    let Error::Quota {
+        namespace,
+        used,
+        limit: 350_000,
+        evictable: 0,
+        ..
+    } = &refused
+    else {
+        panic!("{refused}")
+    };
+    assert!(namespace == "default" && *used > 300_000);
+    ours[2].assert_in(&store);
+    theirs[0].assert_in(&store);
+}
+
+#[test]
+fn a_tenant_that_fills_the_store_evicts_nobody_elses_packets() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), limited()).unwrap();
+    let theirs: Vec<Sample> = (0..4)
+        .map(|number| Sample::of("ward-3", "", number, BODY))
+        .collect();
+    for sample in &theirs {
+        sample.put(&store);
+    }
+    for number in 0..30 {
+        Sample::new(number, BODY).put(&store);
+    }
+    theirs.iter().for_each(|sample| sample.assert_in(&store));
+    assert!(store.stats().unwrap().evicted > 20);
+}
+
+#[test]
 fn readers_never_see_wrong_bytes_while_packets_come_and_go() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path(), limited()).unwrap();

@@ -6,11 +6,13 @@
     reason = "a panic fails the test, which is what tests are for"
 )]
 
+mod backup;
 mod basics;
 mod budget;
 mod compact;
 mod crash;
 mod damage;
+mod faults;
 mod figures;
 mod formats;
 mod model;

@@ -74,6 +74,7 @@ impl Client {
 
     pub(crate) fn admin(&self) -> wire::admin_client::AdminClient<Channel> {
         wire::admin_client::AdminClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 }
 

@@ -108,8 +108,8 @@ impl Console {
         bar
     }
 
-    /// A bar over bytes that come in.
-    pub(crate) fn download(&self, what: &str) -> ProgressBar {
+    /// A bar over bytes.
+    pub(crate) fn bytes(&self, what: &str) -> ProgressBar {
         let bar = self.hidden_or_live(0);
         let template = "{msg:40} {wide_bar:.cyan/dim} {binary_bytes}/{binary_total_bytes} {eta:>4}";
         if let Ok(style) = ProgressStyle::with_template(template) {

@@ -1,7 +1,8 @@
 //! The command line: `addenda serve`, and everything that talks to a running daemon.
 //!
 //! Owns the grammar of the commands and the words that people read. Reaches the daemon over gRPC
-//! only and never opens its store; `doctor` alone looks at files, and changes none.
+//! only and never opens its store; `doctor` looks at files and changes none, and `store rebuild` and
+//! `store restore` work on a data directory that no daemon has.
 
 mod adapter;
 mod ask;
@@ -19,6 +20,7 @@ mod model;
 mod packet;
 mod serve;
 mod settings;
+mod store;
 mod table;
 mod text;
 
@@ -66,6 +68,9 @@ enum Command {
     /// Train adapters, and choose which one packets are made with.
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
+    /// Verify, compact, copy and restore what is in the data directory.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// See and stop long work.
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -125,6 +130,7 @@ impl Command {
         match self {
             Self::Serve(args) => args.flags(),
             Self::Config(command) => command.flags(),
+            Self::Store(command) => command.flags(),
             Self::Doctor(args) => args.flags(),
             _ => Vec::new(),
         }
@@ -138,6 +144,7 @@ impl Command {
             Self::Doctor(args) => args.run(loaded, console),
             Self::Demo(args) => args.run(&loaded.config, console),
             Self::Model(command) => command.run(&loaded.config, console),
+            Self::Store(command) => command.run(&loaded.config, console),
             Self::Ask(args) => client::block_on(args.run(connect, console)),
             Self::Fact(command) => client::block_on(command.run(connect, console)),
             Self::Packet(command) => client::block_on(command.run(connect, console)),

@@ -65,7 +65,7 @@ fn fetch(name: &str, cache_dir: &Path, console: &mut Console) -> Result<()> {
 }
 
 fn bring(name: &str, cache_dir: &Path, console: &mut Console) -> Result<String> {
-    let bar = console.download(name);
+    let bar = console.bytes(name);
     let path = catalogue::fetch(name, cache_dir, &mut |progress| draw(&bar, name, progress));
     bar.finish_and_clear();
     Ok(path?.display().to_string())

@@ -93,6 +93,9 @@ pub(crate) struct ServerArgs {
     /// Disk space for packets; 0 sets no limit [default: 64 GiB]
     #[arg(long, value_name = "BYTES")]
     max_store_bytes: Option<String>,
+    /// Disk space for the packets of one namespace; 0 sets no limit [default: 0]
+    #[arg(long, value_name = "BYTES")]
+    max_namespace_bytes: Option<String>,
     /// Free disk space below which nothing is written [default: 1 GiB]
     #[arg(long, value_name = "BYTES")]
     min_free_bytes: Option<String>,
@@ -119,6 +122,7 @@ impl ServerArgs {
             ("packet_tokens", &self.packet_tokens),
             ("packet_codec", &self.packet_codec),
             ("max_store_bytes", &self.max_store_bytes),
+            ("max_namespace_bytes", &self.max_namespace_bytes),
             ("min_free_bytes", &self.min_free_bytes),
             ("log", &self.log),
         ])

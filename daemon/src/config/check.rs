@@ -54,6 +54,7 @@ impl Merged {
             packet_tokens: self.number("packet_tokens", 32, 1 << 20)?,
             packet_codec: self.parse("packet_codec", FromStr::from_str)?,
             max_store_bytes: self.parse("max_store_bytes", parse_bytes)?,
+            max_namespace_bytes: self.parse("max_namespace_bytes", parse_bytes)?,
             min_free_bytes: self.parse("min_free_bytes", parse_bytes)?,
             log: self.parse("log", |text| {
                 tracing_subscriber::EnvFilter::try_new(text)
@@ -153,6 +154,7 @@ impl Merged {
                     "connect" => config.connect.clone(),
                     "device" => config.device.to_string(),
                     "max_store_bytes" => format_exactly(config.max_store_bytes),
+                    "max_namespace_bytes" => format_exactly(config.max_namespace_bytes),
                     "min_free_bytes" => format_exactly(config.min_free_bytes),
                     _ => text.clone(),
                 };

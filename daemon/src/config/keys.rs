@@ -166,6 +166,12 @@ pub const KEYS: &[Key] = &[
         "disk space for packets; 0 sets no limit",
     ),
     key(
+        "max_namespace_bytes",
+        KeyKind::Bytes,
+        Some("0"),
+        "disk space for the packets of one namespace; 0 sets no limit",
+    ),
+    key(
         "min_free_bytes",
         KeyKind::Bytes,
         Some("1 GiB"),

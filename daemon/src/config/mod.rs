@@ -58,6 +58,8 @@ pub struct Config {
     pub packet_codec: Codec,
     /// Bytes that packets may take on disk; 0 sets no limit.
     pub max_store_bytes: u64,
+    /// Bytes that the packets of one namespace may take; 0 sets no limit.
+    pub max_namespace_bytes: u64,
     /// Free bytes of the data directory's file system below which nothing is written.
     pub min_free_bytes: u64,
     /// What is logged, as `tracing` directives: `info`, `warn,addenda=debug`.

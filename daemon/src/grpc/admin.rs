@@ -1,23 +1,54 @@
-//! Admin: what this daemon is and holds.
+//! Admin: what this daemon is and holds, and the upkeep of its store.
 
 use std::sync::Arc;
 
 use addenda_model::tensor::{element_size, kind_name};
 use addenda_proto::addenda::v1::admin_server::Admin;
-use addenda_proto::addenda::v1::{InfoRequest, InfoResponse};
+use addenda_proto::addenda::v1::{
+    BackupChunk, BackupRequest, CompactProgress, CompactRequest, InfoRequest, InfoResponse,
+    VerifyProgress, VerifyRequest,
+};
 use tch::Device;
 use tonic::{Request, Response, Status};
 
 use crate::digest::Digest;
 use crate::documents::blocking;
 use crate::grpc::status::status;
-use crate::grpc::{Daemon, Serving, mode};
+use crate::grpc::{Daemon, Serving, mode, upkeep};
 
 /// The service over everything.
 pub(crate) struct AdminService(pub(crate) Arc<Daemon>);
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type VerifyStream = upkeep::Stream<VerifyProgress>;
+    type CompactStream = upkeep::Stream<CompactProgress>;
+    type BackupStream = upkeep::Stream<BackupChunk>;
+
+    async fn verify(
+        &self,
+        _: Request<VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        let stream = upkeep::start(&self.0, "verify", upkeep::verify);
+        Ok(Response::new(stream))
+    }
+
+    async fn compact(
+        &self,
+        _: Request<CompactRequest>,
+    ) -> Result<Response<Self::CompactStream>, Status> {
+        let stream = upkeep::start(&self.0, "compact", upkeep::compact);
+        Ok(Response::new(stream))
+    }
+
+    async fn backup(
+        &self,
+        _: Request<BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let stream = upkeep::start(&self.0, "backup", upkeep::backup);
+        Ok(Response::new(stream))
+    }
+
     async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let daemon = Arc::clone(&self.0);
         let info = blocking(move || {

@@ -16,6 +16,7 @@ pub(crate) mod mode;
 pub(crate) mod packets;
 pub(crate) mod status;
 pub(crate) mod ticket;
+pub(crate) mod upkeep;
 pub(crate) mod warm;
 pub(crate) mod words;
 

@@ -53,7 +53,10 @@ fn of_store(error: &StoreError) -> Code {
         StoreError::Invalid { .. } => Code::InvalidArgument,
         StoreError::NotFound { .. } => Code::NotFound,
         StoreError::Damaged { .. } => Code::DataLoss,
-        StoreError::Budget { .. } | StoreError::DiskFloor { .. } => Code::ResourceExhausted,
+        StoreError::Budget { .. }
+        | StoreError::Quota { .. }
+        | StoreError::DiskFull { .. }
+        | StoreError::DiskFloor { .. } => Code::ResourceExhausted,
         _ => Code::Internal,
     }
 }

@@ -33,14 +33,14 @@ impl Write for Buffer {
     }
 }
 
-struct Outcome {
-    code: ExitCode,
-    out: String,
-    err: String,
+pub(crate) struct Outcome {
+    pub(crate) code: ExitCode,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 /// One command under these variables, with a home of its own.
-fn addenda(home: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Outcome {
+pub(crate) fn addenda(home: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Outcome {
     let (out, err) = (Buffer::default(), Buffer::default());
     let mut console = Console::to(Box::new(out.clone()), Box::new(err.clone()));
     let inputs = |file, flags| Ok(inputs(home, variables, file, flags));
@@ -82,7 +82,7 @@ fn config(home: &Path, variables: &[(&str, &str)]) -> Config {
 }
 
 /// Every line of an output as JSON.
-fn lines(out: &str) -> Vec<Value> {
+pub(crate) fn lines(out: &str) -> Vec<Value> {
     out.lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}")))
         .collect()

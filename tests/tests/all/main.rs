@@ -34,5 +34,6 @@ mod setup;
 mod tiny;
 mod tokenizer;
 mod transformer;
+mod upkeep;
 mod warm_crash;
 mod weights;
