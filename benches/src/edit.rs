@@ -11,7 +11,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use addenda_editor::{Corpus, Editor, EditorOptions, FactId, Progress, Settings};
+use addenda_editor::{Corpus, Editor, EditorOptions, FactId, Method, Progress, Settings};
 use addenda_model::{ModelFiles, Tokenizer, Transformer, tensor};
 use serde_json::{Map, Value, json};
 
@@ -25,13 +25,16 @@ pub(crate) struct Arguments {
     /// A model's path or its name in the catalogue.
     #[arg(long, default_value = "smollm2-135m")]
     model: String,
+    /// "memit", "rome", "alphaedit", or "auto": the settings' choice for the model.
+    #[arg(long, default_value = "auto")]
+    method: String,
     /// The file of records.
     #[arg(long, value_name = "FILE")]
     counterfact: PathBuf,
     /// How many of its records.
     #[arg(long, default_value_t = 100)]
     facts: usize,
-    /// Facts of one batch; all by default.
+    /// Facts of one batch; all by default, and one by ROME.
     #[arg(long)]
     batch: Option<usize>,
     /// Add each batch to those before it, and measure all facts on the final weights.
@@ -61,9 +64,12 @@ pub(crate) struct Arguments {
     /// Edited layers; the settings' by default.
     #[arg(long, value_delimiter = ',')]
     layers: Vec<usize>,
-    /// Weight of the second moment; the settings' by default.
+    /// Weight of the second moment, or AlphaEdit's ridge; the settings' by default.
     #[arg(long)]
     lambda: Option<f64>,
+    /// AlphaEdit: thousandths of the second moment's trace that may be changed freely.
+    #[arg(long)]
+    free_energy: Option<u32>,
     /// Sampled contexts that each target is sought in, besides the bare prompt.
     #[arg(long)]
     contexts: Option<usize>,
@@ -84,12 +90,28 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
+impl Arguments {
+    fn method(&self) -> Result<Option<Method>> {
+        Ok(match self.method.as_str() {
+            "auto" => None,
+            name => Some(name.parse()?),
+        })
+    }
+
+    /// Facts of one batch.
+    fn batch(&self) -> usize {
+        let default = if self.method == "rome" { 1 } else { self.facts };
+        self.batch.unwrap_or(default).max(1)
+    }
+}
+
 /// Everything that a trial needs.
 struct Bench {
     model: Transformer,
     tokenizer: Tokenizer,
     editor: Editor,
     records: Vec<Record>,
+    method: Option<Method>,
     text: Option<String>,
     text_tokens: usize,
     /// What was spent on adding: by the clock, and by the processors.
@@ -120,7 +142,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
     let fluency_before = bench.meter().fluency(written.unwrap_or_default())?;
     let ppl_before = bench.perplexity()?;
     let base = bench.meter().logits(&records)?;
-    let trial = if arguments.sequential || arguments.batch.is_none_or(|b| b >= records.len()) {
+    let trial = if arguments.sequential || arguments.batch() >= records.len() {
         bench.accumulate(arguments, &before)?
     } else {
         bench.stand_alone(arguments)?
@@ -136,11 +158,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
     let rise = rises
         .map(|(after, before)| after / before - 1.0)
         .reduce(f64::max);
-    let settings = bench.editor.settings();
+    let solve = bench.editor.settings().solve_by(bench.method);
     let about = json!({
-        "model": arguments.model, "method": settings.solve.method.to_string(),
-        "layers": settings.solve.layers, "lambda": settings.solve.lambda, "dtype": arguments.dtype,
-        "n": records.len(), "batch": arguments.batch.unwrap_or(records.len()),
+        "model": arguments.model, "method": solve.method.to_string(),
+        "layers": solve.layers, "lambda": solve.lambda, "dtype": arguments.dtype,
+        "n": records.len(), "batch": arguments.batch(),
         "sequential": arguments.sequential, "refused": bench.refused,
         "fluency": trial.fluency, "fluency_before": fluency_before,
         "ppl_before": ppl_before, "ppl_after": mean(&trial.perplexities), "ppl_rise_max": rise,
@@ -188,7 +210,8 @@ impl Bench {
             corpus,
         };
         let editor = Editor::open(options, &mut model, &tokenizer, &mut go_on)?;
-        editor.prepare(&model, &tokenizer, &mut go_on)?;
+        let method = arguments.method()?;
+        editor.prepare(&model, &tokenizer, method, &mut go_on)?;
         let beside = arguments.counterfact.with_file_name("wikitext2-test.txt");
         let text = match &arguments.text {
             Some(path) => Some(text_of(path)?),
@@ -200,6 +223,7 @@ impl Bench {
             tokenizer,
             editor,
             records,
+            method,
             text,
             text_tokens: arguments.text_tokens,
             seconds: 0.0,
@@ -226,7 +250,9 @@ impl Bench {
 
     /// Adds the records; gives the ids of those that were taken, in order.
     fn add(&mut self, records: &[Record]) -> Result<Vec<FactId>> {
-        let requests = records.iter().map(Record::request).collect();
+        let method = self.method;
+        let requests = records.iter().map(|record| record.request(method));
+        let requests = requests.collect();
         let (begun, cpu) = (Instant::now(), cpu_seconds());
         let clock = &mut self.clock;
         let mut pace = |progress: Progress| {
@@ -267,7 +293,7 @@ impl Bench {
     fn accumulate(&mut self, arguments: &Arguments, before: &[Marks]) -> Result<Trial> {
         let records = self.records.clone();
         let mut ids = Vec::new();
-        for batch in records.chunks(arguments.batch.unwrap_or(records.len()).max(1)) {
+        for batch in records.chunks(arguments.batch()) {
             ids.extend(self.add(batch)?);
             eprintln!("{} facts, {:.1} s in all", ids.len(), self.seconds);
         }
@@ -330,7 +356,7 @@ impl Bench {
         let records = self.records.clone();
         let (mut after, mut perplexities) = (Vec::new(), Vec::new());
         let (mut fluency, mut written) = (0.0, 0.0);
-        for batch in records.chunks(arguments.batch.unwrap_or(1).max(1)) {
+        for batch in records.chunks(arguments.batch()) {
             let ids = self.add(batch)?;
             after.extend(self.meter().marks(batch)?);
             if perplexities.len() < arguments.text_batches {
@@ -354,10 +380,16 @@ impl Bench {
 
 fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
     let mut settings = Settings::for_model(model.config())?;
+    if let Some(method) = arguments.method()? {
+        settings.solve = settings.solve_by(Some(method));
+    }
     if !arguments.layers.is_empty() {
         settings.solve.layers.clone_from(&arguments.layers);
     }
     settings.solve.lambda = arguments.lambda.unwrap_or(settings.solve.lambda);
+    if settings.solve.free_energy.is_some() {
+        settings.solve.free_energy = arguments.free_energy.or(settings.solve.free_energy);
+    }
     settings.moment.tokens = arguments.corpus_tokens.unwrap_or(settings.moment.tokens);
     let value = &mut settings.value;
     value.contexts = arguments.contexts.unwrap_or(value.contexts);

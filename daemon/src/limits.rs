@@ -65,6 +65,10 @@ pub(crate) const LINK_TOKENS: u32 = 65_536;
 pub(crate) const DEFAULT_LINK_TOKENS: u32 = 32;
 /// Share of the documents' tokens that a blended context computes where the caller does not say.
 pub(crate) const DEFAULT_BLEND_SHARE: f32 = 0.15;
+/// Facts of a stream that are worked out together.
+pub(crate) const FACTS_TOGETHER: usize = 16;
+/// How long a batch of facts waits for the next one of its stream.
+pub(crate) const GATHER: Duration = Duration::from_millis(20);
 /// Ledger entries that a watcher reads at once.
 pub(crate) const LEDGER_BATCH: usize = 256;
 /// How long requests that were ended may take to tell their clients.

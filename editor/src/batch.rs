@@ -10,6 +10,7 @@ use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
 use crate::plan::{Novelty, Weights};
 use crate::register::Added;
+use crate::settings::Method;
 
 /// One addition as a caller asks for it.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +19,8 @@ pub struct Request {
     pub fact: Fact,
     /// The caller's id for this request; empty is none.
     pub request_id: String,
+    /// The closed form; the settings' choice for this model where none is named.
+    pub method: Option<Method>,
 }
 
 /// Additions that were worked out together; nothing was changed yet.
@@ -133,6 +136,7 @@ mod tests {
                 ..Fact::default()
             },
             request_id: id.to_owned(),
+            method: None,
         }
     }
 

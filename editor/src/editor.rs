@@ -25,7 +25,7 @@ use crate::pace::Pace;
 use crate::patch::Patch;
 use crate::plan::{Novelty, PlannedRetirement, Planner, Weights};
 use crate::register::{Added, FactRecord, LedgerEvent, Register};
-use crate::settings::Settings;
+use crate::settings::{Method, Settings};
 
 /// Where an editor keeps what it keeps, and how it edits.
 #[derive(Debug, Clone)]
@@ -116,8 +116,16 @@ impl Editor {
             patches: Vec::new(),
             opening,
         };
+        let study = match opening.active {
+            0 => None,
+            _ => Planner::study(model)?,
+        };
         let weights = editor.planner.without(
-            Desk { model, tokenizer },
+            Desk {
+                model,
+                study: study.as_ref().unwrap_or(model),
+                tokenizer,
+            },
             &editor.register,
             &BTreeSet::new(),
             editor.ledger.head(),
@@ -160,7 +168,12 @@ impl Editor {
         let (mut slots, new) = batch::sort(requests, |fact, id| self.known(fact, id));
         let mut weights = None;
         if !new.is_empty() {
-            let desk = Desk { model, tokenizer };
+            let study = Planner::study(model)?;
+            let desk = Desk {
+                model,
+                study: study.as_ref().unwrap_or(model),
+                tokenizer,
+            };
             let answers;
             (answers, weights) =
                 self.planner
@@ -345,7 +358,12 @@ impl Editor {
         let weights = if gone.is_empty() {
             None
         } else {
-            let desk = Desk { model, tokenizer };
+            let study = Planner::study(model)?;
+            let desk = Desk {
+                model,
+                study: study.as_ref().unwrap_or(model),
+                tokenizer,
+            };
             let head = self.ledger.head();
             Some(
                 self.planner
@@ -448,7 +466,11 @@ impl Editor {
             return Err(Error::NotActive(id));
         }
         self.planner.check(
-            Desk { model, tokenizer },
+            Desk {
+                model,
+                study: model,
+                tokenizer,
+            },
             &self.register,
             &record.fact,
             pace,
@@ -490,20 +512,25 @@ impl Editor {
     pub fn is_prepared(&self, model: &Transformer) -> bool {
         self.planner
             .solver
-            .missing(model, &self.planner.recipe())
+            .missing(model, &self.planner.recipe(None))
             .is_empty()
     }
 
-    /// Measures the second moments that are not there yet; says of how many layers.
+    /// Measures the second moments that a method needs and that are not there yet; says of how many layers.
     pub fn prepare(
         &self,
         model: &Transformer,
         tokenizer: &Tokenizer,
+        method: Option<Method>,
         pace: &mut Pace<'_>,
     ) -> Result<usize> {
-        self.planner
-            .solver
-            .prepare(Desk { model, tokenizer }, &self.planner.recipe(), pace)
+        let desk = Desk {
+            model,
+            study: model,
+            tokenizer,
+        };
+        let recipe = self.planner.recipe(method);
+        self.planner.solver.prepare(desk, &recipe, pace)
     }
 }
 

@@ -8,20 +8,22 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
+use addenda_model::Transformer;
 use addenda_model::tokenizer::Tokenizer;
-use addenda_model::{Overlay, Transformer};
 use tch::{Kind, Tensor};
 
 use crate::corpus::Corpus;
 use crate::entry::{Edit, Recipe};
 use crate::error::{Error, Result};
 use crate::fact::FactId;
-use crate::moment::{MomentSpec, MomentStore};
+use crate::key::Climb;
+use crate::moment::{Moment, MomentSpec, MomentStore};
+use crate::nullspace::Projection;
 use crate::pace::{Pace, Phase, Progress};
 use crate::patch::{Patch, overlay};
 use crate::rows::index;
 use crate::settings::{Method, MomentSettings};
-use crate::{key, moment, solve};
+use crate::{moment, solve};
 
 /// Cholesky factors are kept in memory up to this size; larger ones are made again for each solve.
 const FACTOR_BYTES: usize = 1 << 30;
@@ -29,7 +31,10 @@ const FACTOR_BYTES: usize = 1 << 30;
 /// The model and its tokenizer, as every step needs them.
 #[derive(Clone, Copy)]
 pub(crate) struct Desk<'a> {
+    /// As it is served: what edits are measured on.
     pub(crate) model: &'a Transformer,
+    /// What edits are sought and solved on: the base in f32 where there is memory for it, else the model itself.
+    pub(crate) study: &'a Transformer,
     pub(crate) tokenizer: &'a Tokenizer,
 }
 
@@ -43,6 +48,8 @@ pub(crate) struct Solver {
     corpus: Corpus,
     settings: MomentSettings,
     factors: RefCell<HashMap<FactorKey, Rc<solve::Factor>>>,
+    /// By layer, moment's sample, and free share of the trace.
+    projections: RefCell<HashMap<FactorKey, Rc<Projection>>>,
 }
 
 impl Solver {
@@ -52,6 +59,7 @@ impl Solver {
             corpus,
             settings,
             factors: RefCell::default(),
+            projections: RefCell::default(),
         }
     }
 
@@ -107,11 +115,7 @@ impl Solver {
         if let Some(factor) = self.factors.borrow().get(&key) {
             return Ok(Rc::clone(factor));
         }
-        let width = model.config().intermediate_size;
-        let moment = self
-            .store
-            .load(model.kind(), layer, &recipe.moment, width)?
-            .ok_or_else(|| Error::MissingMoment(crate::digest::hex(&recipe.moment.corpus)))?;
+        let moment = self.moment(model, recipe, layer)?;
         let factor = Rc::new(solve::Factor::of(&moment, recipe.solve.lambda, layer)?);
         if factor.ridge > 0.0 {
             tracing::warn!(
@@ -126,6 +130,37 @@ impl Solver {
             factors.insert(key, Rc::clone(&factor));
         }
         Ok(factor)
+    }
+
+    fn moment(&self, model: &Transformer, recipe: &Recipe, layer: usize) -> Result<Moment> {
+        let width = model.config().intermediate_size;
+        let found = self
+            .store
+            .load(model.kind(), layer, &recipe.moment, width)?;
+        found.ok_or_else(|| Error::MissingMoment(crate::digest::hex(&recipe.moment.corpus)))
+    }
+
+    /// P of a layer, from memory or made from the second moment.
+    fn projection(
+        &self,
+        model: &Transformer,
+        recipe: &Recipe,
+        layer: usize,
+    ) -> Result<Rc<Projection>> {
+        let share = recipe.solve.free_energy.unwrap_or_default();
+        let key = (layer, recipe.moment.digest(), u64::from(share));
+        if let Some(projection) = self.projections.borrow().get(&key) {
+            return Ok(Rc::clone(projection));
+        }
+        let moment = self.moment(model, recipe, layer)?;
+        let projection = Rc::new(Projection::of(&moment, f64::from(share) / 1000.0)?);
+        tracing::debug!(layer, protected = projection.rank(), "found the null space");
+        let mut projections = self.projections.borrow_mut();
+        let held: usize = projections.values().map(|p| p.bytes()).sum();
+        if held + projection.bytes() <= FACTOR_BYTES {
+            projections.insert(key, Rc::clone(&projection));
+        }
+        Ok(projection)
     }
 
     /// The patches of a set of edits: recipe by recipe, layer by layer.
@@ -150,47 +185,77 @@ impl Solver {
                 continue;
             };
             self.prepare(desk, recipe, pace)?;
-            for (done, layer) in recipe.solve.layers.iter().enumerate() {
-                pace(Progress {
-                    phase: Phase::Solve,
-                    done: patches.len() as u64,
-                    total,
-                })?;
-                let share = 1.0 / (recipe.solve.layers.len() - done) as f64;
-                let under = overlay(desk.model, &patches)?;
-                patches.push(self.patch(desk.model, &under, group, (*layer, share), pace)?);
-            }
+            self.climb(desk, recipe, group, &mut patches, (total, pace))?;
         }
         Ok(patches)
     }
 
-    /// One layer's patch: `share` of what is still missing under the overlay.
-    fn patch(
+    /// One recipe's patches, layer by layer: each takes its share of what is still missing under those before it.
+    fn climb(
+        &self,
+        desk: Desk<'_>,
+        recipe: &Recipe,
+        group: &[&Edit],
+        patches: &mut Vec<Patch>,
+        (total, pace): (u64, &mut Pace<'_>),
+    ) -> Result<()> {
+        let (study, layers) = (desk.study, &recipe.solve.layers);
+        let mut under = overlay(study, patches)?;
+        let mut climb = Climb::begin(study, &under, group, &recipe.solve, pace)?;
+        let wanted = wanted(group).map_err(Error::torch("comparing states"))?;
+        for (done, layer) in layers.iter().enumerate() {
+            pace(Progress {
+                phase: Phase::Solve,
+                done: patches.len() as u64,
+                total,
+            })?;
+            let standing = climb.measure(*layer, &under, pace)?;
+            let share = 1.0 / (layers.len() - done) as f64;
+            let missing = (&wanted - &standing.states) * share;
+            let (solution, condition) =
+                self.solve(desk.model, recipe, *layer, &standing.keys, &missing)?;
+            tracing::debug!(
+                layer,
+                facts = group.len(),
+                unmet = solution.unmet,
+                condition,
+                "solved"
+            );
+            patches.push(Patch::new(*layer, &solution, condition)?);
+            if let Some(next) = layers.get(done + 1) {
+                under = overlay(study, patches)?;
+                climb.rise(*layer, *next, &under)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The recipe's closed form at a layer, and the condition number of the worst system in it.
+    fn solve(
         &self,
         model: &Transformer,
-        under: &Overlay,
-        group: &[&Edit],
-        (layer, share): (usize, f64),
-        pace: &mut Pace<'_>,
-    ) -> Result<Patch> {
-        let standing = key::measure(model, under, group, layer, pace)?;
-        let wanted = wanted(group).map_err(Error::torch("comparing states"))?;
-        let wanted = (wanted - &standing.states) * share;
-        let recipe = group.first().map(|edit| &edit.recipe);
-        let recipe =
-            recipe.ok_or_else(|| Error::Unsupported("there is nothing to solve".to_owned()))?;
-        let factor = self.factor(model, recipe, layer)?;
-        let solution = match recipe.solve.method {
-            Method::Memit => solve::memit(&factor, &standing.keys, &wanted)?,
+        recipe: &Recipe,
+        layer: usize,
+        keys: &Tensor,
+        missing: &Tensor,
+    ) -> Result<(solve::Solution, f64)> {
+        let by_factor = |form: fn(&solve::Factor, &Tensor, &Tensor) -> Result<solve::Solution>| {
+            let factor = self.factor(model, recipe, layer)?;
+            let solution = form(&factor, keys, missing)?;
+            let condition = solution.condition.max(factor.condition);
+            Ok((solution, condition))
         };
-        tracing::debug!(
-            layer,
-            facts = group.len(),
-            unmet = solution.unmet,
-            condition = factor.condition,
-            "solved"
-        );
-        Patch::new(layer, &solution, factor.condition)
+        match recipe.solve.method {
+            Method::Memit => by_factor(solve::memit),
+            Method::Rome => by_factor(solve::rome),
+            Method::AlphaEdit => {
+                let projection = self.projection(model, recipe, layer)?;
+                let ridge = recipe.solve.lambda;
+                let solution = solve::alphaedit(&projection, ridge, keys, missing)?;
+                let condition = solution.condition;
+                Ok((solution, condition))
+            }
+        }
     }
 }
 

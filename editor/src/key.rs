@@ -1,20 +1,23 @@
 //! Keys and present states of facts: the down-projection's input at one layer, and the state that is to become z,
 //! both at the subject's last token of the bare prompt, under the edits made so far.
 //!
-//! The bare prompt's key alone is used: averaging it with those of other contexts measured worse.
+//! The bare prompt's key alone is used: averaging it with those of other contexts measured worse. What stands behind
+//! the subject changes nothing before it, so prompts end there; and what leaves the layers below is kept, so that a
+//! layer's turn costs the edited layers only. Invariant: the columns are in the edits' order.
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::{Action, Overlay, Pass, Site, Tap, Transformer};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::entry::Edit;
 use crate::error::{Error, Result};
 use crate::pace::{Pace, Phase, Progress};
 use crate::rows::{doubles, index, padded};
-use crate::settings::Place;
+use crate::settings::{Place, SolveSettings};
 
-/// Rows of one forward.
-const ROWS: usize = 32;
+/// Tokens of one forward, about.
+const TOKENS: usize = 512;
+const ACTION: &str = "reading keys";
 
 /// What stands at the subjects' last tokens; f64 on the CPU.
 #[derive(Debug)]
@@ -25,67 +28,146 @@ pub(crate) struct Standing {
     pub(crate) states: Tensor,
 }
 
-/// Measures keys at `layer` and states at the recipe's place, for edits in their order.
-pub(crate) fn measure(
-    model: &Transformer,
-    overlay: &Overlay,
-    edits: &[&Edit],
-    layer: usize,
-    pace: &mut Pace<'_>,
-) -> Result<Standing> {
-    let (mut keys, mut states) = (Vec::new(), Vec::new());
-    for (number, chunk) in edits.chunks(ROWS).enumerate() {
-        pace(Progress {
-            phase: Phase::Keys,
-            done: (number * ROWS) as u64,
-            total: edits.len() as u64,
-        })?;
-        let _no_grad = NoGrad::new();
-        let Some(first) = chunk.first() else { continue };
-        let last = first.recipe.solve.last_layer();
-        let site = state_site(first.recipe.solve.place);
-        let rows: Vec<&[u32]> = chunk
-            .iter()
-            .map(|edit| edit.prompt_ids.as_slice())
-            .collect();
-        let at: Vec<(i64, i64)> = chunk
+/// Prompts of about one length, on their way up through the edited layers.
+struct Part {
+    /// Places in the edits' order.
+    edits: Vec<usize>,
+    /// (row, token) of the subjects' last tokens.
+    at: Vec<(i64, i64)>,
+    /// The residual stream as it enters the layer whose turn is next, `[B, S, d]`.
+    stream: Tensor,
+}
+
+/// The edits of one recipe, on their way up.
+pub(crate) struct Climb<'a> {
+    model: &'a Transformer,
+    last: usize,
+    site: Site,
+    parts: Vec<Part>,
+    facts: usize,
+}
+
+impl<'a> Climb<'a> {
+    /// Brings the prompts to where they enter the first edited layer.
+    pub(crate) fn begin(
+        model: &'a Transformer,
+        overlay: &Overlay,
+        edits: &[&Edit],
+        solve: &SolveSettings,
+        pace: &mut Pace<'_>,
+    ) -> Result<Self> {
+        let first = solve.layers.first().copied().unwrap_or_default();
+        let mut order: Vec<(usize, &[u32])> = edits
             .iter()
             .enumerate()
-            .map(|(row, edit)| (index(row), index(edit.subject_at)))
+            .map(|(place, edit)| {
+                let read = edit.prompt_ids.get(..=edit.subject_at);
+                (place, read.unwrap_or(&edit.prompt_ids))
+            })
             .collect();
-        let taps = [
-            Tap {
-                layer,
-                site: Site::MlpKey,
-                at: at.clone(),
-                action: Action::Read,
-            },
-            Tap {
-                layer: last,
-                site,
-                at,
-                action: Action::Read,
-            },
-        ];
-        let mut pass = Pass::new().under(overlay).with_taps(&taps);
-        drop(model.forward_to(last, &padded(&rows, model)?, &mut pass)?);
-        let mut reads = pass.reads.into_iter().flatten();
-        for side in [&mut keys, &mut states] {
-            let read = reads
-                .next()
-                .ok_or_else(|| Error::Unsupported("a tap gave nothing".to_owned()))?;
-            side.push(doubles(&read).map_err(Error::torch("reading keys"))?);
+        order.sort_by_key(|(_, ids)| ids.len());
+        let mut parts = Vec::new();
+        let mut rest = order.as_slice();
+        while let Some((_, shortest)) = rest.first() {
+            pace(Progress {
+                phase: Phase::Keys,
+                done: (edits.len() - rest.len()) as u64,
+                total: edits.len() as u64,
+            })?;
+            let count = (TOKENS / shortest.len().max(1)).clamp(1, rest.len());
+            let (own, others) = rest.split_at(count);
+            rest = others;
+            parts.push(Part::begin(model, overlay, own, first)?);
         }
+        Ok(Self {
+            model,
+            last: solve.last_layer(),
+            site: state_site(solve.place),
+            parts,
+            facts: edits.len(),
+        })
     }
-    let columns = |parts: &[Tensor]| {
-        Tensor::f_cat(parts, 0)
-            .and_then(|t| t.f_tr())
-            .and_then(|t| t.f_contiguous())
-    };
-    Ok(Standing {
-        keys: columns(&keys).map_err(Error::torch("joining keys"))?,
-        states: columns(&states).map_err(Error::torch("joining states"))?,
-    })
+
+    /// Keys at `layer`, whose turn it is, and present states.
+    pub(crate) fn measure(
+        &self,
+        layer: usize,
+        overlay: &Overlay,
+        pace: &mut Pace<'_>,
+    ) -> Result<Standing> {
+        let _no_grad = NoGrad::new();
+        let (mut keys, mut states, mut order) = (Vec::new(), Vec::new(), Vec::new());
+        for part in &self.parts {
+            pace(Progress {
+                phase: Phase::Keys,
+                done: order.len() as u64,
+                total: self.facts as u64,
+            })?;
+            let read = |layer, site| Tap {
+                layer,
+                site,
+                at: part.at.clone(),
+                action: Action::Read,
+            };
+            let taps = [read(layer, Site::MlpKey), read(self.last, self.site)];
+            let mut pass = Pass::new().under(overlay).with_taps(&taps);
+            drop(
+                self.model
+                    .forward_between(layer, self.last, &part.stream, &mut pass)?,
+            );
+            keys.push(doubles(pass.read(0)?).map_err(Error::torch(ACTION))?);
+            states.push(doubles(pass.read(1)?).map_err(Error::torch(ACTION))?);
+            order.extend(part.edits.iter().map(|edit| index(*edit)));
+        }
+        Ok(Standing {
+            keys: columns(&keys, &order).map_err(Error::torch(ACTION))?,
+            states: columns(&states, &order).map_err(Error::torch(ACTION))?,
+        })
+    }
+
+    /// Goes through the layers `from .. to`, which are edited by now.
+    pub(crate) fn rise(&mut self, from: usize, to: usize, overlay: &Overlay) -> Result<()> {
+        let _no_grad = NoGrad::new();
+        for part in &mut self.parts {
+            let mut pass = Pass::new().under(overlay);
+            part.stream =
+                self.model
+                    .forward_between(from, to.saturating_sub(1), &part.stream, &mut pass)?;
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn begin(
+        model: &Transformer,
+        overlay: &Overlay,
+        own: &[(usize, &[u32])],
+        first: usize,
+    ) -> Result<Self> {
+        let _no_grad = NoGrad::new();
+        let rows: Vec<&[u32]> = own.iter().map(|(_, ids)| *ids).collect();
+        let ids = padded(&rows, model)?;
+        let last = |(row, ids): (usize, &&[u32])| (index(row), index(ids.len().saturating_sub(1)));
+        let stream = match first.checked_sub(1) {
+            Some(below) => model.forward_to(below, &ids, &mut Pass::new().under(overlay))?,
+            None => model.embed(&ids)?,
+        };
+        Ok(Self {
+            edits: own.iter().map(|(place, _)| *place).collect(),
+            at: rows.iter().enumerate().map(last).collect(),
+            stream,
+        })
+    }
+}
+
+/// Rows `[n, width]` in parts, to columns `[width, n]` in the edits' order.
+fn columns(parts: &[Tensor], order: &[i64]) -> std::result::Result<Tensor, tch::TchError> {
+    let rows = Tensor::f_cat(parts, 0)?;
+    let order = Tensor::f_from_slice(order)?.f_to_kind(Kind::Int64)?;
+    rows.f_index_select(0, &order.f_argsort(0, false)?)?
+        .f_tr()?
+        .f_contiguous()
 }
 
 /// The tap that reads what z replaces.

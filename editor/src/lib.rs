@@ -17,6 +17,7 @@ mod joint;
 mod key;
 mod ledger;
 mod moment;
+mod nullspace;
 mod pace;
 mod patch;
 mod plan;
@@ -38,4 +39,6 @@ pub use pace::{Pace, Phase, Progress};
 pub use patch::Patch;
 pub use plan::PlannedRetirement;
 pub use register::{Action, Added, FactRecord, FactState, LedgerEvent};
-pub use settings::{Bars, Method, MomentSettings, Place, Settings, SolveSettings, ValueSettings};
+pub use settings::{
+    Bars, Method, MomentSettings, OtherMethods, Place, Settings, SolveSettings, ValueSettings,
+};

@@ -4,7 +4,7 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use addenda_model::Overlay;
+use addenda_model::{Overlay, Transformer};
 use tch::Kind;
 
 use crate::batch::Request;
@@ -17,7 +17,7 @@ use crate::joint::{Desk, Solver};
 use crate::pace::Pace;
 use crate::patch::{Patch, overlay};
 use crate::register::Register;
-use crate::settings::Settings;
+use crate::settings::{Method, Settings, SolveSettings};
 use crate::subject::PromptTokens;
 use crate::value::{self, Problem};
 
@@ -83,6 +83,20 @@ impl Draft {
 /// A fact's questions, its prompt in every context (the bare one first), and its essence.
 type Texts = (Questions, Vec<PromptTokens>, PromptTokens);
 
+/// A request with its texts and what the model says before it is edited.
+type Asked = (usize, Request, Texts, Before);
+
+/// The methods that are asked for, each once.
+fn methods<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Vec<Option<Method>> {
+    let mut methods = Vec::new();
+    for request in requests {
+        if !methods.contains(&request.method) {
+            methods.push(request.method);
+        }
+    }
+    methods
+}
+
 /// Weights that are ready to be installed, and the ledger's head that they were worked out behind.
 #[derive(Debug)]
 pub(crate) struct Weights {
@@ -112,10 +126,10 @@ impl Planner {
         }
     }
 
-    /// The recipe of new edits.
-    pub(crate) fn recipe(&self) -> Recipe {
+    /// The recipe of new edits by a method; of `auto` where none is named.
+    pub(crate) fn recipe(&self, method: Option<Method>) -> Recipe {
         Recipe {
-            solve: self.settings.solve.clone(),
+            solve: self.settings.solve_by(method),
             moment: self.solver.spec(),
         }
     }
@@ -131,7 +145,9 @@ impl Planner {
         pace: &mut Pace<'_>,
     ) -> Result<Batch> {
         let (begun, count) = (Instant::now(), requests.len());
-        self.solver.prepare(desk, &self.recipe(), pace)?;
+        for method in methods(requests.iter().map(|(_, request)| request)) {
+            self.solver.prepare(desk, &self.recipe(method), pace)?;
+        }
         let (mut drafts, mut answers) = self.drafts(desk, register, requests, pace)?;
         let mut weights = None;
         for round in 0.. {
@@ -191,7 +207,7 @@ impl Planner {
         let served = self.meter(desk, Under::Served);
         let questions: Vec<&Questions> = sound.iter().map(|(_, _, texts)| &texts.0).collect();
         let before = served.before(&questions)?;
-        let mut asked = Vec::new();
+        let mut asked: Vec<Asked> = Vec::new();
         for (((place, request, texts), before), said) in sound.into_iter().zip(before).zip(said) {
             match said.filter(|_| before.target.top1) {
                 Some(probability) => {
@@ -205,6 +221,31 @@ impl Planner {
                 None => asked.push((place, request, texts, before)),
             }
         }
+        let mut drafts = Vec::new();
+        for method in methods(asked.iter().map(|asked| &asked.1)) {
+            let own = |asked: &Asked| asked.1.method == method;
+            let (mine, others) = asked.into_iter().partition(own);
+            asked = others;
+            for (place, draft) in self.seek_all(desk, register, method, mine, pace)? {
+                match draft {
+                    Ok(draft) => drafts.push(draft),
+                    Err(error) => answers.push((place, Err(error))),
+                }
+            }
+        }
+        Ok((drafts, answers))
+    }
+
+    /// The drafts of requests for one method.
+    fn seek_all(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        method: Option<Method>,
+        asked: Vec<Asked>,
+        pace: &mut Pace<'_>,
+    ) -> Result<Vec<(usize, Result<Draft>)>> {
+        let recipe = self.recipe(method);
         let problems: Vec<Problem<'_>> = asked
             .iter()
             .map(|(_, _, (questions, prompts, essence), _)| Problem {
@@ -213,28 +254,28 @@ impl Planner {
                 essence,
             })
             .collect();
-        let found = self.seek(desk, &problems, pace)?;
+        let found = self.seek(desk, &recipe.solve, &problems, pace)?;
         let mut drafts = Vec::new();
         for ((place, request, (questions, prompts, essence), before), sought) in
             asked.into_iter().zip(found)
         {
-            match sought {
-                Err(error) => answers.push((place, Err(error))),
-                Ok(sought) => drafts.push(Draft {
-                    place,
-                    id: request.fact.id(),
-                    supersedes: register
-                        .active_facts()
-                        .find(|(_, other)| other.asks_the_same(&request.fact))
-                        .map(|(id, _)| id),
-                    edit: self.edit(prompts.into_iter().next().unwrap_or(essence), sought),
-                    request,
-                    questions,
-                    before,
-                }),
-            }
+            let supersedes = register
+                .active_facts()
+                .find(|(_, other)| other.asks_the_same(&request.fact))
+                .map(|(id, _)| id);
+            let bare = prompts.into_iter().next().unwrap_or(essence);
+            let draft = sought.map(|sought| Draft {
+                place,
+                id: request.fact.id(),
+                supersedes,
+                edit: self.edit(bare, recipe.clone(), sought),
+                request,
+                questions,
+                before,
+            });
+            drafts.push((place, draft));
         }
-        Ok((drafts, answers))
+        Ok(drafts)
     }
 
     /// Of each, the probability of its target where the base weights say it without an edit.
@@ -360,34 +401,31 @@ impl Planner {
         Ok(self.contexts.get_or_init(|| sampled))
     }
 
-    /// Seeks every z, in f32 where there is memory for a copy of the weights: few rows at a time are computed, and of
-    /// those bf16 is neither faster nor as exact.
+    /// The base weights in f32, where they are served in another dtype and there is memory for a copy: of so few rows
+    /// at a time as edits need, bf16 is neither faster nor as exact.
+    pub(crate) fn study(model: &Transformer) -> Result<Option<Transformer>> {
+        let fits = model.parameters().saturating_mul(4) <= WIDE_BYTES;
+        let wide = fits && model.kind() != Kind::Float && !model.device().is_cuda();
+        Ok(wide.then(|| model.base_in_kind(Kind::Float)).transpose()?)
+    }
+
     fn seek(
         &self,
         desk: Desk<'_>,
+        solve: &SolveSettings,
         problems: &[Problem<'_>],
         pace: &mut Pace<'_>,
     ) -> Result<Vec<Result<value::Sought>>> {
         if problems.is_empty() {
             return Ok(Vec::new());
         }
-        let fits = desk.model.parameters().saturating_mul(4) <= WIDE_BYTES;
-        let wide = (fits && desk.model.kind() != Kind::Float && !desk.model.device().is_cuda())
-            .then(|| desk.model.base_in_kind(Kind::Float))
-            .transpose()?;
-        value::seek(
-            wide.as_ref().unwrap_or(desk.model),
-            problems,
-            &self.settings.solve,
-            &self.settings.value,
-            pace,
-        )
+        value::seek(desk.study, problems, solve, &self.settings.value, pace)
     }
 
-    fn edit(&self, bare: PromptTokens, sought: value::Sought) -> Edit {
+    fn edit(&self, bare: PromptTokens, recipe: Recipe, sought: value::Sought) -> Edit {
         Edit {
             base: self.fingerprint,
-            recipe: self.recipe(),
+            recipe,
             prompt_ids: bare.ids,
             subject_at: bare.subject_at,
             value: self.settings.value.clone(),

@@ -15,14 +15,35 @@ const SHIPPED: &str = include_str!("settings.toml");
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Method {
-    /// Meng et al. 2023: several layers, many facts at once.
+    /// Meng et al. 2023: several layers, many facts at once; the second moment weighs against what is wanted.
     Memit,
+    /// Meng et al. 2022: one layer, and each fact's value reached exactly.
+    Rome,
+    /// Fang et al. 2025: several layers, changes only where ordinary text hardly looks.
+    AlphaEdit,
+}
+
+impl std::str::FromStr for Method {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let methods = [Self::Memit, Self::Rome, Self::AlphaEdit];
+        let found = methods
+            .into_iter()
+            .find(|method| method.to_string() == name);
+        found.ok_or_else(|| Error::BadSetting {
+            setting: "method".to_owned(),
+            problem: format!("is {name:?}; use \"memit\", \"rome\" or \"alphaedit\""),
+        })
+    }
 }
 
 impl std::fmt::Display for Method {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Memit => "memit",
+            Self::Rome => "rome",
+            Self::AlphaEdit => "alphaedit",
         })
     }
 }
@@ -40,8 +61,10 @@ pub enum Place {
 /// All that an edit can be tuned by.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// The closed form.
+    /// The closed form that `auto` takes on this model.
     pub solve: SolveSettings,
+    /// What the other closed forms take instead.
+    pub other: OtherMethods,
     /// The search for the wanted state.
     pub value: ValueSettings,
     /// The second moment of the keys.
@@ -61,9 +84,23 @@ pub struct SolveSettings {
     pub layers: Vec<usize>,
     /// Where the wanted state is sought.
     pub place: Place,
-    /// λ of `λC + K Kᵀ`, with C per token.
+    /// MEMIT: λ of `λC + K Kᵀ`, with C per token. AlphaEdit: the ridge, in units of E‖k‖². ROME: of no effect.
     #[serde(with = "exact")]
     pub lambda: f64,
+    /// AlphaEdit: the share of C's trace, in thousandths, that the free directions may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_energy: Option<u32>,
+}
+
+/// Where the methods differ; `settings.toml` says what each is.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "settings.toml explains each beside its value")]
+pub struct OtherMethods {
+    pub rome_layer: Option<usize>,
+    pub lambda: f64,
+    pub alphaedit_ridge: f64,
+    pub alphaedit_free_energy: u32,
 }
 
 /// The search for the wanted state; `settings.toml` says what each is.
@@ -127,7 +164,7 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Default {
     method: Method,
-    lambda: f64,
+    methods: OtherMethods,
     value: ValueSettings,
     moment: MomentSettings,
     bars: Bars,
@@ -141,6 +178,8 @@ struct Family {
     hidden_size: usize,
     num_layers: usize,
     layers: Vec<usize>,
+    method: Option<Method>,
+    rome_layer: Option<usize>,
     lambda: Option<f64>,
 }
 
@@ -162,32 +201,63 @@ impl Settings {
                 && family.hidden_size == config.hidden_size
                 && family.num_layers == config.num_layers
         });
-        let (name, layers, lambda) = match family {
-            Some(family) => (Some(family.name), family.layers, family.lambda),
+        let mut other = file.default.methods;
+        let mut method = file.default.method;
+        let (name, layers) = match family {
+            Some(family) => {
+                other.rome_layer = family.rome_layer.or(other.rome_layer);
+                other.lambda = family.lambda.unwrap_or(other.lambda);
+                method = family.method.unwrap_or(method);
+                (Some(family.name), family.layers)
+            }
             None => (
                 None,
                 layers_from_depth(config.num_layers, config.post_norms),
-                None,
             ),
         };
-        let settings = Self {
-            solve: SolveSettings {
-                method: file.default.method,
-                layers,
-                place: if config.post_norms {
-                    Place::MlpOut
-                } else {
-                    Place::Residual
-                },
-                lambda: lambda.unwrap_or(file.default.lambda),
+        let several = SolveSettings {
+            method: Method::Memit,
+            layers,
+            place: if config.post_norms {
+                Place::MlpOut
+            } else {
+                Place::Residual
             },
+            lambda: other.lambda,
+            free_energy: None,
+        };
+        let mut settings = Self {
+            solve: several,
+            other,
             value: file.default.value,
             moment: file.default.moment,
             bars: file.default.bars,
             family: name,
         };
+        settings.solve = settings.solve_by(Some(method));
         settings.check(config)?;
         Ok(settings)
+    }
+
+    /// The closed form's settings for a method; those of `auto` where none is named.
+    #[must_use]
+    pub fn solve_by(&self, method: Option<Method>) -> SolveSettings {
+        let mut solve = self.solve.clone();
+        let Some(method) = method.filter(|method| *method != solve.method) else {
+            return solve;
+        };
+        solve.method = method;
+        (solve.lambda, solve.free_energy) = match method {
+            Method::Memit | Method::Rome => (self.other.lambda, None),
+            Method::AlphaEdit => (
+                self.other.alphaedit_ridge,
+                Some(self.other.alphaedit_free_energy),
+            ),
+        };
+        if method == Method::Rome {
+            solve.layers = vec![self.other.rome_layer.unwrap_or(solve.last_layer())];
+        }
+        solve
     }
 
     /// Refuses what the arithmetic can't do on this model.
@@ -231,7 +301,15 @@ impl Settings {
                     .to_owned(),
             );
         }
+        if self.solve.method == Method::Rome && layers.len() != 1 {
+            return bad("layers", format!("are {layers:?}; ROME edits one layer"));
+        }
+        if self.other.alphaedit_free_energy >= 1000 {
+            let problem = "leaves nothing to protect; give thousandths of the whole, below 1000";
+            return bad("alphaedit_free_energy", problem.to_owned());
+        }
         let positive = [
+            ("alphaedit_ridge", self.other.alphaedit_ridge),
             ("lambda", self.solve.lambda),
             ("value.learning_rate", self.value.learning_rate),
             ("value.clamp", self.value.clamp),
@@ -304,6 +382,9 @@ impl SolveSettings {
         canonical
             .number(u64::from(self.place == Place::MlpOut))
             .float(self.lambda);
+        if let Some(share) = self.free_energy {
+            canonical.number(u64::from(share));
+        }
         canonical.finish()
     }
 }

@@ -4,12 +4,14 @@
 //! each beyond what is there, C `[f, f]` the second moment per token. By Woodbury's identity with `Z' = (λC)⁻¹K`:
 //! `ΔW = R Xᵀ`, `X = Z'(I + KᵀZ')⁻¹`, so one Cholesky factor of λC serves any number of facts.
 //!
-//! Other methods add a function beside [`memit`]; they share [`Factor`] and [`Solution`].
+//! ROME (Meng et al. 2022) and AlphaEdit (Fang et al. 2025) are the same form with another spread of the keys and another
+//! ridge; each is a function of the set of keys, in whatever order they came.
 
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::moment::Moment;
+use crate::nullspace::Projection;
 
 /// The Cholesky factor of λC.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Solution {
     pub(crate) right: Tensor,
     /// ‖ΔW K − R‖ / ‖R‖: the share of what was wanted that λ kept back.
     pub(crate) unmet: f64,
+    /// Estimate from below of the condition number of the facts' own system, m × m.
+    pub(crate) condition: f64,
 }
 
 /// Ridges tried in turn, relative to the mean of C's diagonal: a text with fewer tokens than C has rows gives a C
@@ -104,18 +108,63 @@ fn cholesky(
     Ok((condition.is_finite() && condition < 1e15).then_some((lower, condition)))
 }
 
+type Torch<T> = std::result::Result<T, tch::TchError>;
+const ACTION: &str = "solving for the weights";
+
+/// Added to a Gram matrix that has no ridge of its own, relative to the mean of its diagonal: facts that share one
+/// key are then solved to their mean, and others are not moved by more than rounding.
+const TIE: f64 = 1e-9;
+
 /// MEMIT's update for all facts at once.
 ///
 /// `keys` f64 `[f, m]`, `wanted` f64 `[d, m]`.
 pub(crate) fn memit(factor: &Factor, keys: &Tensor, wanted: &Tensor) -> Result<Solution> {
-    let solution =
-        memit_parts(factor, keys, wanted).map_err(Error::torch("solving for the weights"))?;
+    let solve = || {
+        let spread = keys.f_cholesky_solve(&factor.lower, false)?;
+        reach(&spread, keys, wanted, |_| Ok(1.0))
+    };
+    checked(solve().map_err(Error::torch(ACTION))?)
+}
+
+/// ROME's update, for any number of facts: of all ΔW with `ΔW K = R`, the one that moves ordinary text's keys least,
+/// `ΔW = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹`. For one fact it is `r uᵀ / (kᵀu)` with `u = C⁻¹k`, one and the same key in all places.
+pub(crate) fn rome(factor: &Factor, keys: &Tensor, wanted: &Tensor) -> Result<Solution> {
+    let solve = || {
+        let spread = keys.f_cholesky_solve(&factor.lower, false)?;
+        reach(&spread, keys, wanted, tie)
+    };
+    checked(solve().map_err(Error::torch(ACTION))?)
+}
+
+/// AlphaEdit's update in its low-rank form, `ΔW = R (Kᵀ P K + L2·I)⁻¹ (P K)ᵀ`. All active facts are in K, those of
+/// earlier batches as well: none of them needs a memory of keys, and one that is left out leaves no trace.
+///
+/// `ridge` is L2 in units of the mean square norm of a key.
+pub(crate) fn alphaedit(
+    projection: &Projection,
+    ridge: f64,
+    keys: &Tensor,
+    wanted: &Tensor,
+) -> Result<Solution> {
+    let solve = || {
+        let spread = projection.project(keys)?;
+        reach(&spread, keys, wanted, |_| Ok(ridge * projection.energy))
+    };
+    checked(solve().map_err(Error::torch(ACTION))?)
+}
+
+fn tie(gram: &Tensor) -> Torch<f64> {
+    let mean = gram.f_diagonal(0, 0, 1)?.f_mean(Kind::Double)?;
+    Ok(f64::try_from(mean)? * TIE)
+}
+
+fn checked(solution: Solution) -> Result<Solution> {
     let finite = |tensor: &Tensor| {
         tensor
             .f_isfinite()
             .and_then(|t| t.f_all())
             .and_then(i64::try_from)
-            .map_err(Error::torch("solving for the weights"))
+            .map_err(Error::torch(ACTION))
     };
     if finite(&solution.right)? == 0 || finite(&solution.left)? == 0 {
         return Err(Error::NotFinite("the weights' change"));
@@ -123,16 +172,19 @@ pub(crate) fn memit(factor: &Factor, keys: &Tensor, wanted: &Tensor) -> Result<S
     Ok(solution)
 }
 
-fn memit_parts(
-    factor: &Factor,
+/// `X = S (KᵀS + ridge·I)⁻¹` with `spread` S f64 `[f, m]`; `ridge` is given the Gram matrix KᵀS.
+fn reach(
+    spread: &Tensor,
     keys: &Tensor,
     wanted: &Tensor,
-) -> std::result::Result<Solution, tch::TchError> {
-    let spread = keys.f_cholesky_solve(&factor.lower, false)?;
+    ridge: impl Fn(&Tensor) -> Torch<f64>,
+) -> Torch<Solution> {
     let facts = keys.size2()?.1;
-    let gram = keys.f_tr()?.f_matmul(&spread)?;
+    let gram = keys.f_tr()?.f_matmul(spread)?;
     // Symmetric by construction; rounding is not.
-    let gram = (&gram + gram.f_tr()?) * 0.5 + Tensor::f_eye(facts, (Kind::Double, keys.device()))?;
+    let gram = (&gram + gram.f_tr()?) * 0.5;
+    let ridge = ridge(&gram)?;
+    let gram = gram + Tensor::f_eye(facts, (Kind::Double, keys.device()))? * ridge;
     let (gram_lower, _) = gram.f_linalg_cholesky_ex(false, true)?;
     let right = spread
         .f_tr()?
@@ -143,10 +195,16 @@ fn memit_parts(
     let gap = f64::try_from((reached - wanted).f_norm()?)?;
     let size = f64::try_from(wanted.f_norm()?)?;
     let unmet = if size > 0.0 { gap / size } else { 0.0 };
+    let pivots = gram_lower.f_diagonal(0, 0, 1)?;
+    let (low, high) = (
+        f64::try_from(pivots.f_min()?)?,
+        f64::try_from(pivots.f_max()?)?,
+    );
     Ok(Solution {
         left: wanted.f_contiguous()?,
         right,
         unmet,
+        condition: (high / low).powi(2),
     })
 }
 
@@ -156,9 +214,10 @@ mod tests {
 
     use tch::{Kind, Tensor};
 
-    use super::{Factor, memit};
+    use super::{Factor, alphaedit, memit, rome};
     use crate::error::Error;
     use crate::moment::Moment;
+    use crate::nullspace::Projection;
 
     fn moment(rows: i64, samples: i64) -> Moment {
         tch::manual_seed(7);
@@ -219,6 +278,44 @@ mod tests {
             Factor::of(&broken, 1.0, 3).unwrap_err(),
             Error::NotFinite(_)
         ));
+    }
+
+    #[test]
+    fn one_fact_by_rome_is_the_papers_formula_and_is_reached_exactly() {
+        let moment = moment(24, 400);
+        let (key, wanted) = (random(24, 1), random(10, 1));
+        let solution = rome(&Factor::of(&moment, 15.0, 0).unwrap(), &key, &wanted).unwrap();
+        let u = moment.c.to_kind(Kind::Double).inverse().matmul(&key);
+        let expected = wanted.matmul(&u.tr()) / key.tr().matmul(&u);
+        let got = solution.left.matmul(&solution.right.tr());
+        let error = f64::try_from((&got - &expected).norm() / expected.norm()).unwrap();
+        assert!(error < 1e-6, "{error}");
+        assert!(solution.unmet < 1e-6, "{}", solution.unmet);
+    }
+
+    #[test]
+    fn alphaedit_changes_nothing_for_keys_in_the_protected_directions() {
+        let moment = moment(24, 400);
+        let projection = Projection::of(&moment, 0.3).unwrap();
+        let (keys, wanted) = (random(24, 3), random(10, 3));
+        let solution = alphaedit(&projection, 1e-6, &keys, &wanted).unwrap();
+        let change = solution.left.matmul(&solution.right.tr());
+        let other = random(24, 7);
+        let protected = &other - projection.project(&other).unwrap();
+        let moved = change.matmul(&protected).norm() / (change.norm() * protected.norm());
+        assert!(f64::try_from(moved).unwrap() < 1e-10);
+        assert!(solution.unmet < 1e-3, "{}", solution.unmet);
+        // The formula of the paper, with its f × f system.
+        let eye = Tensor::eye(24, (Kind::Double, tch::Device::Cpu));
+        let p = projection.project(&eye).unwrap();
+        let kk = keys.matmul(&keys.tr()).matmul(&p);
+        let system = kk + eye * (1e-6 * projection.energy);
+        let expected = wanted
+            .matmul(&keys.tr())
+            .matmul(&p)
+            .matmul(&system.inverse());
+        let error = f64::try_from((&change - &expected).norm() / expected.norm()).unwrap();
+        assert!(error < 1e-6, "{error}");
     }
 
     #[test]

@@ -270,6 +270,22 @@ impl Transformer {
         self.run(x, 0..layer + 1, pass)
     }
 
+    /// Some layers only, `first ..= last`: from the residual stream `[B, S, d]` as it enters `first` to
+    /// the one that leaves `last`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`], or there are no such layers.
+    pub fn forward_between(
+        &self,
+        first: usize,
+        last: usize,
+        residual: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        self.check_layer(last)?;
+        self.run(residual.f_to_kind(self.kind)?, first..last + 1, pass)
+    }
+
     /// The last layers only, from the residual stream `[B, S, d]` as it left `layer`: hidden
     /// states after the last norm, `[B, S, d]`. Differentiable in `residual`.
     ///

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use addenda_editor::{Fact, Request};
+use addenda_editor::{Fact, Method, Request};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// The edit alone: paraphrase and neighbour are kept for measuring.
-    pub(crate) fn request(&self) -> Request {
+    pub(crate) fn request(&self, method: Option<Method>) -> Request {
         Request {
             fact: Fact {
                 subject: self.subject.clone(),
@@ -31,6 +31,7 @@ impl Record {
                 target: self.target_new.clone(),
                 ..Fact::default()
             },
+            method,
             ..Request::default()
         }
     }

@@ -84,6 +84,9 @@ pub(crate) struct ServerArgs {
     /// auto (the last activated, or what ships), none, or an adapter's id or name [default: auto]
     #[arg(long, value_name = "ADAPTER")]
     adapter: Option<String>,
+    /// How facts are written and verified: shipped, or a file like editor/src/settings.toml [default: shipped]
+    #[arg(long, value_name = "FILE")]
+    edit_settings: Option<String>,
     /// Tokens of a packet at most; a longer document is split [default: 512]
     #[arg(long, value_name = "N")]
     packet_tokens: Option<String>,
@@ -119,6 +122,7 @@ impl ServerArgs {
             ("max_tokens", &self.max_tokens),
             ("prefill_chunk", &self.prefill_chunk),
             ("adapter", &self.adapter),
+            ("edit_settings", &self.edit_settings),
             ("packet_tokens", &self.packet_tokens),
             ("packet_codec", &self.packet_codec),
             ("max_store_bytes", &self.max_store_bytes),

@@ -148,6 +148,12 @@ pub const KEYS: &[Key] = &[
         "auto (the last activated, or what ships), none, or an adapter's id or name",
     ),
     key(
+        "edit_settings",
+        KeyKind::Text,
+        Some("shipped"),
+        "how facts are written and verified: shipped, or a file like editor/src/settings.toml",
+    ),
+    key(
         "packet_tokens",
         KeyKind::Number,
         Some("512"),

@@ -13,7 +13,9 @@ mod values;
 
 pub use keys::{KEYS, Key, KeyKind};
 pub use load::{Inputs, Loaded, Setting, Source, load};
-pub use values::{AdapterChoice, DeviceChoice, DtypeChoice, format_bytes, parse_bytes};
+pub use values::{
+    AdapterChoice, DeviceChoice, DtypeChoice, EditSettings, format_bytes, parse_bytes,
+};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,6 +54,8 @@ pub struct Config {
     pub prefill_chunk: usize,
     /// The adapter to begin with.
     pub adapter: AdapterChoice,
+    /// How facts are written and verified.
+    pub edit_settings: EditSettings,
     /// Tokens that a packet has at most; a longer document is split.
     pub packet_tokens: usize,
     /// How the numbers of new packets are kept.

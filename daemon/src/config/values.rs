@@ -77,6 +77,36 @@ impl FromStr for DtypeChoice {
     }
 }
 
+/// Where the hyper-parameters and bars of edits come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EditSettings {
+    /// From the program.
+    Shipped,
+    /// From a TOML file of the same form.
+    File(std::path::PathBuf),
+}
+
+impl fmt::Display for EditSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shipped => f.write_str("shipped"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for EditSettings {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("must be shipped or a file".to_owned()),
+            "shipped" => Ok(Self::Shipped),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
 /// The adapter that a daemon begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdapterChoice {

@@ -308,12 +308,11 @@ pub(crate) struct Built {
 
 /// A request that changes or measures the weights.
 pub(crate) enum Edit {
-    /// Add a fact.
+    /// Add facts together; the answers are in the requests' order.
     Add {
-        request: Request,
-        /// Empty: not idempotent beyond the fact itself.
+        requests: Vec<Request>,
         job: JobHandle,
-        reply: oneshot::Sender<Result<Added>>,
+        reply: oneshot::Sender<Result<Vec<Result<Added>>>>,
     },
     /// Retire a fact.
     Retire {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_editor::{Editor, Error as EditorError, Pace, Progress};
+use addenda_editor::{Added, Editor, Error as EditorError, Pace, Progress};
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::digest::Digest;
@@ -72,21 +72,22 @@ impl Bench {
         let _span = span.enter();
         match *edit {
             Edit::Add {
-                request,
+                requests,
                 job,
                 reply,
             } => {
                 let planned = self.plan(floor, &ticket, Some(&job), |bench, pace| {
                     bench
                         .editor
-                        .plan_add(&bench.model, &bench.tokenizer, request, pace)
+                        .plan_adds(&bench.model, &bench.tokenizer, requests, pace)
                 });
                 let added = planned.and_then(|planned| {
                     self.commit(floor, |bench| {
-                        bench.editor.commit_add(&mut bench.model, planned)
+                        bench.editor.commit_adds(&mut bench.model, planned)
                     })
                 });
-                job.end(&added);
+                let added = added.map(each);
+                end(job, &added);
                 drop(reply.send(added));
             }
             Edit::Retire { id, reply } => {
@@ -166,6 +167,25 @@ impl Bench {
             floor.weights_changed(&self.model, under, self.ledger_length());
         }
         result
+    }
+}
+
+/// The answers in this crate's terms.
+fn each(answers: Vec<addenda_editor::Result<Added>>) -> Vec<Result<Added>> {
+    let answers = answers.into_iter();
+    answers.map(|answer| answer.map_err(Error::from)).collect()
+}
+
+/// Ends the job of a batch: well if one of its facts was taken, else as the first of them.
+fn end(job: JobHandle, added: &Result<Vec<Result<Added>>>) {
+    let answers = added.as_deref().unwrap_or_default();
+    match answers
+        .iter()
+        .find(|answer| answer.is_ok())
+        .or(answers.first())
+    {
+        Some(answer) => job.end(answer),
+        None => job.end(added),
     }
 }
 

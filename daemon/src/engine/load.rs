@@ -10,11 +10,11 @@ use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Tokenizer, Transforme
 use tch::{Device, Kind};
 
 use crate::adapters::library::Library;
-use crate::config::{Config, DeviceChoice, DtypeChoice};
+use crate::config::{Config, DeviceChoice, DtypeChoice, EditSettings};
 use crate::digest::Digest;
 use crate::engine::edit::Bench;
 use crate::engine::wear::Worn;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What the engine is started with.
 pub(crate) struct Setup {
@@ -118,6 +118,20 @@ fn cpu_has_bf16() -> bool {
     return false;
 }
 
+/// Hyper-parameters and bars of new edits. Facts that are active keep those that they were made by.
+fn edit_settings(choice: &EditSettings, model: &Transformer) -> Result<Settings> {
+    Ok(match choice {
+        EditSettings::Shipped => Settings::for_model(model.config())?,
+        EditSettings::File(path) => {
+            let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+                path: path.clone(),
+                source,
+            })?;
+            Settings::from_toml(&text, model.config())?
+        }
+    })
+}
+
 /// Replays the ledger: all facts that were active are active again.
 fn open_editor(
     config: &Config,
@@ -129,7 +143,7 @@ fn open_editor(
         ledger_dir: config.data_dir.join("ledger"),
         moment_dir: config.cache_dir.join("moments"),
         fingerprint,
-        settings: Settings::for_model(model.config())?,
+        settings: edit_settings(&config.edit_settings, model)?,
         corpus: Corpus::shipped(),
     };
     let editor = Editor::open(options, model, tokenizer, &mut |progress| {

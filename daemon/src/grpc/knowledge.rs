@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::digest::Digest;
 use crate::engine::command::{Command, Edit, Ticket};
 use crate::error::{Error, Result};
-use crate::grpc::status::{code, status};
+use crate::grpc::status::status;
 use crate::grpc::{Daemon, check};
 use crate::limits;
 
@@ -37,8 +37,9 @@ impl Knowledge for KnowledgeService {
         request: Request<wire::AddFactRequest>,
     ) -> Answer<wire::AddFactResponse> {
         let (_, ticket, _leave) = self.0.admit("AddFact", &request)?;
-        let added = add(&self.0, &ticket, request.into_inner()).await;
-        added.map(Response::new).map_err(|error| status(&error))
+        let mut results = add_all(&self.0, &ticket, vec![request.into_inner()]).await;
+        let nothing = || Err(status(&Error::Cancelled));
+        results.pop().unwrap_or_else(nothing).map(Response::new)
     }
 
     async fn add_facts(
@@ -52,8 +53,8 @@ impl Knowledge for KnowledgeService {
             let _leave = leave;
             let mut index = 0;
             loop {
-                let next = tokio::select! {
-                    next = facts.next() => next,
+                let batch = tokio::select! {
+                    batch = gather(&mut facts) => batch,
                     () = answers.closed() => return,
                     () = daemon.stop.cancelled() => {
                         drop(answers.send(Err(status(&Error::Stopping))).await);
@@ -61,23 +62,21 @@ impl Knowledge for KnowledgeService {
                     }
                 };
                 // The end, or a client's broken stream: there is nobody to tell.
-                let Some(Ok(request)) = next else { return };
-                let result = tokio::select! {
-                    added = add(&daemon, &ticket, request) => added,
-                    () = answers.closed() => return,
-                };
-                let result = Some(match result {
-                    Ok(added) => Outcome::Added(added),
-                    Err(error) => Outcome::Refused(wire::Refusal {
-                        code: code(&error).into(),
-                        message: status(&error).message().to_owned(),
-                    }),
-                });
-                let answer = wire::AddFactsResponse { index, result };
-                if answers.send(Ok(answer)).await.is_err() {
+                if batch.is_empty() {
                     return;
                 }
-                index += 1;
+                let results = tokio::select! {
+                    results = add_all(&daemon, &ticket, batch) => results,
+                    () = answers.closed() => return,
+                };
+                for result in results {
+                    let result = Some(outcome(result));
+                    let answer = wire::AddFactsResponse { index, result };
+                    if answers.send(Ok(answer)).await.is_err() {
+                        return;
+                    }
+                    index += 1;
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -157,12 +156,66 @@ impl Knowledge for KnowledgeService {
     }
 }
 
-/// Adds one fact, as a job that others can watch and cancel.
-async fn add(
+/// The next facts of a stream: one, and those that follow at once. None at its end.
+async fn gather(facts: &mut Streaming<wire::AddFactRequest>) -> Vec<wire::AddFactRequest> {
+    let mut batch = Vec::new();
+    if let Some(Ok(first)) = facts.next().await {
+        batch.push(first);
+    }
+    while !batch.is_empty() && batch.len() < limits::FACTS_TOGETHER {
+        match tokio::time::timeout(limits::GATHER, facts.next()).await {
+            Ok(Some(Ok(next))) => batch.push(next),
+            _ => break,
+        }
+    }
+    batch
+}
+
+fn outcome(result: std::result::Result<wire::AddFactResponse, Status>) -> Outcome {
+    match result {
+        Ok(added) => Outcome::Added(added),
+        Err(status) => Outcome::Refused(wire::Refusal {
+            code: status.code().into(),
+            message: status.message().to_owned(),
+        }),
+    }
+}
+
+/// Adds facts together, as one job that others can watch and cancel; the answers are in the requests' order.
+async fn add_all(
     daemon: &Daemon,
     ticket: &Ticket,
-    request: wire::AddFactRequest,
-) -> Result<wire::AddFactResponse> {
+    requests: Vec<wire::AddFactRequest>,
+) -> Vec<std::result::Result<wire::AddFactResponse, Status>> {
+    let mut sound = Vec::new();
+    let mut answers: Vec<Option<Error>> = Vec::new();
+    for request in requests {
+        answers.push(match checked(request) {
+            Ok(request) => {
+                sound.push(request);
+                None
+            }
+            Err(error) => Some(error),
+        });
+    }
+    let count = sound.len();
+    let mut results = match sound.is_empty() {
+        true => Vec::new(),
+        false => edit(daemon, ticket, sound).await,
+    };
+    results.truncate(count);
+    let mut results = results.into_iter();
+    answers
+        .into_iter()
+        .map(|refused| match refused {
+            Some(error) => Err(status(&error)),
+            None => (results.next()).unwrap_or_else(|| Err(status(&Error::Cancelled))),
+        })
+        .collect()
+}
+
+/// A request in the editor's terms.
+fn checked(request: wire::AddFactRequest) -> Result<addenda_editor::Request> {
     let fact = request
         .fact
         .ok_or_else(|| Error::invalid("fact", "is missing"))?;
@@ -171,32 +224,60 @@ async fn add(
         &request.request_id,
         addenda_editor::MAX_REQUEST_ID,
     )?;
-    let fact = Fact {
-        subject: fact.subject,
-        prompt: fact.prompt,
-        target: fact.target,
-        paraphrases: fact.paraphrases,
-        neighbours: fact.neighbours,
-    };
-    // Its own token: cancelling the job of one fact leaves the rest of a stream alone.
+    let method =
+        match request.method.as_str() {
+            "" | "auto" => None,
+            name => Some(name.parse().map_err(|_| {
+                Error::invalid("method", "is none of auto, memit, rome and alphaedit")
+            })?),
+        };
+    Ok(addenda_editor::Request {
+        fact: Fact {
+            subject: fact.subject,
+            prompt: fact.prompt,
+            target: fact.target,
+            paraphrases: fact.paraphrases,
+            neighbours: fact.neighbours,
+        },
+        request_id: request.request_id,
+        method,
+    })
+}
+
+/// One answer for each; what fails the batch as a whole is every one's answer.
+async fn edit(
+    daemon: &Daemon,
+    ticket: &Ticket,
+    requests: Vec<addenda_editor::Request>,
+) -> Vec<std::result::Result<wire::AddFactResponse, Status>> {
+    // Its own token: cancelling the job of one batch leaves the rest of a stream alone.
     let ticket = Ticket {
         cancel: ticket.cancel.child_token(),
         ..ticket.clone()
     };
+    let count = requests.len();
     let job = daemon.jobs.begin("edit", "steps", ticket.cancel.clone());
-    let request = addenda_editor::Request {
-        fact,
-        request_id: request.request_id,
-    };
     let edit = |reply| {
         Command::Edit(Box::new(Edit::Add {
-            request,
+            requests,
             job,
             reply,
         }))
     };
-    let added: Added = daemon.engine.ask(&ticket, edit).await?;
-    Ok(wire::AddFactResponse {
+    match daemon.engine.ask(&ticket, edit).await {
+        Ok(answers) => answers
+            .into_iter()
+            .map(|answer| match answer {
+                Ok(added) => Ok(response(&added)),
+                Err(error) => Err(status(&error)),
+            })
+            .collect(),
+        Err(error) => vec![Err(status(&error)); count],
+    }
+}
+
+fn response(added: &Added) -> wire::AddFactResponse {
+    wire::AddFactResponse {
         record: Some(record(&added.record)),
         revision: Digest(added.revision).to_string(),
         superseded: added
@@ -204,7 +285,7 @@ async fn add(
             .map(|id| id.to_string())
             .unwrap_or_default(),
         seconds: added.seconds,
-    })
+    }
 }
 
 async fn list(

@@ -3,7 +3,7 @@
 
 use crate::tiny;
 use addenda_editor::{
-    Action, Corpus, Editor, EditorOptions, Error, Fact, FactId, FactState, Phase, Progress,
+    Action, Corpus, Editor, EditorOptions, Error, Fact, FactId, FactState, Method, Phase, Progress,
     Request, Settings,
 };
 use addenda_model::{Architecture, Input, Tokenizer, Transformer};
@@ -84,6 +84,7 @@ fn asked(fact: Fact, request_id: &str) -> Request {
     Request {
         fact,
         request_id: request_id.to_owned(),
+        method: None,
     }
 }
 
@@ -187,6 +188,91 @@ fn the_order_in_which_facts_come_does_not_change_the_weights() {
     assert_near(&one.deltas(), &two.deltas());
     assert_eq!(one.editor.revision(), two.editor.revision());
     assert_ne!(one.served(), base);
+}
+
+#[test]
+fn every_method_gives_weights_of_the_set_and_gives_them_back_bit_for_bit() {
+    for method in [Method::Memit, Method::Rome, Method::AlphaEdit] {
+        let by = |fact: Fact| Request {
+            method: Some(method),
+            ..asked(fact, "")
+        };
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut one, mut two) = (Bench::open(here.path()), Bench::open(there.path()));
+        let base = one.served();
+        let requests = || some_facts().into_iter().map(by);
+        let add = |bench: &mut Bench, request: Request| {
+            let Bench {
+                editor,
+                model,
+                tokenizer,
+                ..
+            } = bench;
+            editor
+                .add(model, tokenizer, request, &mut go_on)
+                .unwrap()
+                .record
+        };
+        let ids: Vec<FactId> = requests()
+            .map(|request| add(&mut one, request).id)
+            .collect();
+        for request in requests().rev() {
+            let record = add(&mut two, request);
+            assert_eq!(record.method, method);
+            assert_eq!(record.layers.len() == 1, method == Method::Rome);
+        }
+        assert_near(&one.deltas(), &two.deltas());
+        let there = tempfile::tempdir().unwrap();
+        let mut batch = Bench::open(there.path());
+        let Bench {
+            editor,
+            model,
+            tokenizer,
+            ..
+        } = &mut batch;
+        let answers = editor.add_all(model, tokenizer, requests().collect(), &mut go_on);
+        assert!(answers.unwrap().iter().all(Result::is_ok));
+        assert_near(&batch.deltas(), &one.deltas());
+        for id in ids {
+            one.retire(id);
+        }
+        assert_eq!(one.served(), base, "{method}");
+    }
+}
+
+#[test]
+fn a_batch_takes_what_it_can_and_answers_each_fact_for_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::open(dir.path());
+    let base = bench.served();
+    let requests = vec![
+        asked(fact("Ann", "{} lives in", "Rome"), "a"),
+        asked(fact("Ann", "{} lives in", "Oslo"), "b"),
+        asked(fact("Bob Ray", "The dog of {} is", "Rex"), "c"),
+        asked(fact("Zoe", "nothing about her", "x"), "d"),
+        asked(fact("Bob Ray", "The dog of {} is", "Rex"), "e"),
+    ];
+    let Bench {
+        editor,
+        model,
+        tokenizer,
+        ..
+    } = &mut bench;
+    let answers = editor
+        .add_all(model, tokenizer, requests, &mut go_on)
+        .unwrap();
+    let says = |at: usize| match &answers[at] {
+        Ok(added) => added.record.fact.target.clone(),
+        Err(error) => error.to_string(),
+    };
+    assert!(says(0).contains("contradicts") && says(1).contains("contradicts"));
+    assert_eq!((says(2).as_str(), says(4).as_str()), ("Rex", "Rex"));
+    assert!(says(3).contains("is not in the prompt"), "{}", says(3));
+    assert_eq!(
+        (bench.editor.active(), bench.editor.events(0).len()),
+        (1, 1)
+    );
+    assert_ne!(bench.served(), base);
 }
 
 #[test]
@@ -561,7 +647,7 @@ fn a_kill_at_any_moment_leaves_each_fact_wholly_in_or_wholly_out() {
     let dir = tempfile::tempdir().unwrap();
     Bench::open(dir.path())
         .editor
-        .prepare(&tiny_model(), &tokenizer(), &mut go_on)
+        .prepare(&tiny_model(), &tokenizer(), None, &mut go_on)
         .unwrap();
     for round in 0..4_u64 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())

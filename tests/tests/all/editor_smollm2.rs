@@ -118,6 +118,15 @@ fn facts_take_hold_spare_their_neighbours_survive_a_restart_and_can_be_taken_bac
     assert!(apart(&logits(&model, &tokenizer, MOTHER_TONGUE), &both) <= 1e-5);
     assert_eq!(say(&model, CAPITAL), " Perth");
 
+    let said = Fact {
+        subject: "Paris".to_owned(),
+        prompt: "{} is the capital of".to_owned(),
+        target: "France".to_owned(),
+        ..Fact::default()
+    };
+    let error = editor.add(&mut model, &tokenizer, asked(said), &mut go_on);
+    assert!(matches!(error.unwrap_err(), Error::SaidAlready { .. }));
+
     editor
         .retire(&mut model, &tokenizer, second.record.id, &mut go_on)
         .unwrap();

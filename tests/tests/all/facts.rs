@@ -83,6 +83,7 @@ async fn a_fact_holds_through_a_restart_and_leaves_no_trace_when_retired() {
     let request = AddFactRequest {
         fact: Some(fact()),
         request_id: "once".to_owned(),
+        ..AddFactRequest::default()
     };
     let added = clients
         .knowledge()
@@ -255,7 +256,7 @@ async fn bad_facts_are_refused(clients: &Clients) {
     ];
     let stream = requests.clone().map(|(fact, _)| AddFactRequest {
         fact,
-        request_id: String::new(),
+        ..AddFactRequest::default()
     });
     for (request, (_, word)) in stream.iter().zip(&requests) {
         let status = knowledge.add_fact(request.clone()).await.unwrap_err();

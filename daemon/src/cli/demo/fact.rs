@@ -136,7 +136,7 @@ async fn add(client: &Client, stage: &mut Stage<'_>) -> Result<wire::AddFactResp
     };
     let request = wire::AddFactRequest {
         fact: Some(fact),
-        request_id: String::new(),
+        ..wire::AddFactRequest::default()
     };
     add_one(client, request, stage.console).await
 }

@@ -8,12 +8,11 @@ use addenda_proto::addenda::v1::{
     AddFactRequest, AddFactResponse, Fact, JobRecord, ListJobsRequest, add_facts_response,
 };
 use clap::Args;
-use serde::Deserialize;
 
-use super::show;
+use super::{import, show};
 use crate::cli::client::Client;
 use crate::cli::console::Console;
-use crate::cli::error::{Error, Result};
+use crate::cli::error::Result;
 
 /// How often the daemon's jobs are looked at while a fact is being added.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -42,40 +41,20 @@ pub(crate) struct AddArgs {
     /// The same id again gives the same answer and changes nothing
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     request_id: String,
-    /// Add every fact of this file: a JSON object a line with `subject`, `prompt`, `target` and,
-    /// if wanted, `paraphrases` and `neighbours`
+    /// How it is written into the weights: memit, rome, alphaedit, or what the daemon takes for its model
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = ["auto", "memit", "rome", "alphaedit"])]
+    method: String,
+    /// Add every fact of this file, in batches: JSON Lines or a JSON array of objects with `subject`,
+    /// `prompt`, `target` and, if wanted, `paraphrases` and `neighbours`; records of CounterFact or
+    /// EasyEdit; or CSV with those names in its first line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "target", "subject", "paraphrases", "neighbours", "request_id"])]
     file: Option<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FactLine {
-    subject: String,
-    prompt: String,
-    target: String,
-    #[serde(default)]
-    paraphrases: Vec<String>,
-    #[serde(default)]
-    neighbours: Vec<String>,
-}
-
-impl From<FactLine> for Fact {
-    fn from(line: FactLine) -> Self {
-        Self {
-            subject: line.subject,
-            prompt: line.prompt,
-            target: line.target,
-            paraphrases: line.paraphrases,
-            neighbours: line.neighbours,
-        }
-    }
 }
 
 impl AddArgs {
     pub(crate) async fn run(self, client: &Client, console: &mut Console) -> Result<ExitCode> {
         if let Some(file) = &self.file {
-            return add_file(client, file.clone(), console).await;
+            return add_file(client, file.clone(), &self.method, console).await;
         }
         let request = AddFactRequest {
             fact: Some(Fact {
@@ -86,6 +65,7 @@ impl AddArgs {
                 neighbours: self.neighbours,
             }),
             request_id: self.request_id,
+            method: self.method,
         };
         let answer = add_one(client, request, console).await?;
         show::added(&answer, console)?;
@@ -132,32 +112,19 @@ fn job_line(job: &JobRecord) -> String {
     format!("{} {}/{} {}", job.phase, job.done, job.total, job.unit)
 }
 
-fn read_facts(file: &PathBuf) -> Result<Vec<AddFactRequest>> {
-    let text = std::fs::read_to_string(file).map_err(|source| Error::File {
-        path: file.clone(),
-        source,
-    })?;
-    let lines = text.lines().enumerate();
-    lines
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(index, line)| {
-            let fact: FactLine = serde_json::from_str(line).map_err(|error| {
-                let sentence = format!("{} line {}: {error}", file.display(), index + 1);
-                Error::refused(
-                    sentence,
-                    "each line is an object with subject, prompt and target",
-                )
-            })?;
-            Ok(AddFactRequest {
-                fact: Some(fact.into()),
-                request_id: String::new(),
-            })
-        })
-        .collect()
-}
-
-async fn add_file(client: &Client, file: PathBuf, console: &mut Console) -> Result<ExitCode> {
-    let requests = read_facts(&file)?;
+async fn add_file(
+    client: &Client,
+    file: PathBuf,
+    method: &str,
+    console: &mut Console,
+) -> Result<ExitCode> {
+    let facts = import::read(&file)?;
+    let method = method.to_owned();
+    let requests = facts.into_iter().map(move |fact| AddFactRequest {
+        fact: Some(fact),
+        request_id: String::new(),
+        method: method.clone(),
+    });
     let bar = console.bar(requests.len() as u64, "facts", "adding");
     let stream = tokio_stream::iter(requests);
     let mut answers = client.knowledge().add_facts(stream).await?.into_inner();

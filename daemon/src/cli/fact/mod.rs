@@ -1,6 +1,7 @@
 //! `addenda fact`: facts in the model's weights.
 
 mod add;
+mod import;
 mod show;
 
 pub(crate) use add::add_one;
