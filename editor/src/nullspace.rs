@@ -94,7 +94,7 @@ mod tests {
     fn what_text_uses_much_is_projected_away_whatever_the_scale() {
         for factor in [1e-6, 1.0, 1e6] {
             let mut moment = moment();
-            moment.c = moment.c * factor;
+            moment.c *= factor;
             let p = Projection::of(&moment, 0.01).unwrap();
             assert_eq!(p.rank(), 2);
             let x = Tensor::eye(8, (Kind::Double, tch::Device::Cpu));
