@@ -7,6 +7,7 @@
 mod daemon;
 mod edit;
 mod error;
+mod perplexity;
 mod prefill;
 mod quality;
 mod store;
@@ -36,6 +37,8 @@ enum What {
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.
     Store(store::Arguments),
+    /// What packed weights cost: perplexity of a text that is decoded token by token.
+    Perplexity(perplexity::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         What::Edit(arguments) => edit::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
         What::Store(arguments) => store::run(&arguments),
+        What::Perplexity(arguments) => perplexity::run(&arguments),
     };
     match line {
         Ok(line) => {

@@ -2,13 +2,33 @@
 //!
 //! Without a daemon, so that the figures stand beside those of libraries that have none.
 
+use std::rc::Rc;
 use std::time::Instant;
 
-use addenda_model::{Input, ModelFiles, SequenceKv, Transformer, tensor};
+use addenda_model::{Input, ModelFiles, Packing, SequenceKv, Transformer, tensor};
 use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::text;
+
+/// What decode steps read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Weights {
+    Loaded,
+    Int8,
+    Int4,
+}
+
+impl Weights {
+    /// As the model takes it.
+    pub(crate) fn packing(self) -> Option<Packing> {
+        match self {
+            Self::Loaded => None,
+            Self::Int8 => Some(Packing::Int8),
+            Self::Int4 => Some(Packing::Int4),
+        }
+    }
+}
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -27,6 +47,12 @@ pub(crate) struct Arguments {
     /// "bf16" or "f32".
     #[arg(long, default_value = "bf16")]
     dtype: String,
+    /// What decode steps read: "loaded" (as `--dtype` says), "int8" or "int4".
+    #[arg(long, value_enum, default_value = "loaded")]
+    weights: Weights,
+    /// Sequences that decode at once, all with the same prompt.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
     /// Tokens computed in one pass.
     #[arg(long, default_value_t = 512)]
     chunk: usize,
@@ -47,7 +73,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
     let path = crate::resolve(&arguments.model)?;
     let files = ModelFiles::open(&path)?;
     let kind = tensor::parse_kind(&arguments.dtype)?;
-    let model = Transformer::load(files.config, files.weights, tch::Device::Cpu, kind)?;
+    let mut model = Transformer::load(files.config, files.weights, tch::Device::Cpu, kind)?;
+    let packed_bytes = model.pack(arguments.weights.packing())?;
+    let model = model;
     let mut prefill = Vec::new();
     let mut decode = Vec::new();
     for &tokens in &arguments.tokens {
@@ -63,6 +91,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
     Ok(json!({
         "model": arguments.model, "dtype": arguments.dtype, "threads": threads,
         "chunk": arguments.chunk, "runs": arguments.runs, "tokens": arguments.tokens,
+        "weights": format!("{:?}", arguments.weights).to_lowercase(), "packed_bytes": packed_bytes,
+        "batch": arguments.batch,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
     }))
 }
@@ -76,25 +106,37 @@ fn once(model: &Transformer, ids: &[u32], arguments: &Arguments) -> Result<(f64,
         hidden = Some(model.forward(Input::Ids(chunk), &mut kv)?);
     }
     let hidden = hidden.ok_or_else(|| Error::Config("a prompt needs tokens".to_owned()))?;
-    let mut next = greedy(model, &hidden)?;
+    let last = hidden.f_narrow(0, -1, 1)?;
+    let first = greedy(&model.logits(&last)?)?;
     let prefill = ids.len() as f64 / started.elapsed().as_secs_f64();
+    let mut kvs = vec![kv];
+    let prompt = Rc::new(match kvs.first() {
+        Some(kv) if arguments.batch > 1 => kv.first(ids.len())?,
+        _ => model.new_kv()?.into_packet()?,
+    });
+    for _ in 1..arguments.batch {
+        // The same prompt, shared; what follows is each sequence's own.
+        let mut kv = model.new_kv()?;
+        kv.attach(Rc::clone(&prompt))?;
+        kvs.push(kv);
+    }
+    let mut next = first.repeat(kvs.len());
     let started = Instant::now();
     for _ in 0..arguments.decode {
-        next = step(model, next, &mut kv)?;
+        let mut borrowed: Vec<&mut SequenceKv> = kvs.iter_mut().collect();
+        let hidden = model.decode(&next, &mut borrowed)?;
+        next = greedy(&model.decode_logits(&hidden)?)?;
     }
-    let decode = arguments.decode as f64 / started.elapsed().as_secs_f64();
-    Ok((prefill, decode))
+    let tokens = arguments.decode * kvs.len();
+    Ok((prefill, tokens as f64 / started.elapsed().as_secs_f64()))
 }
 
-fn step(model: &Transformer, id: u32, kv: &mut SequenceKv) -> Result<u32> {
-    let hidden = model.forward(Input::Ids(&[id]), kv)?;
-    greedy(model, &hidden)
-}
-
-fn greedy(model: &Transformer, hidden: &tch::Tensor) -> Result<u32> {
-    let logits = model.logits(&hidden.f_select(0, -1)?)?;
-    let best = logits.f_argmax(-1, false)?.f_int64_value(&[])?;
-    Ok(u32::try_from(best).unwrap_or(0))
+/// The likeliest id in each of `logits [rows, vocab]`.
+fn greedy(logits: &tch::Tensor) -> Result<Vec<u32>> {
+    let best = logits.f_argmax(-1, false)?;
+    let best = Vec::<i64>::try_from(best)?;
+    let ids = best.into_iter().map(|id| u32::try_from(id).unwrap_or(0));
+    Ok(ids.collect())
 }
 
 /// The middle value; of an even number the lower middle one.

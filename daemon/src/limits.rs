@@ -36,6 +36,8 @@ pub(crate) const PAGE: u32 = 100;
 pub(crate) const LARGEST_PAGE: u32 = 1000;
 /// Sequences that run at once; others wait in the queue.
 pub(crate) const RUNNING: usize = 16;
+/// Sequences whose tokens are decoded in one step; each weight is read once for all of them.
+pub(crate) const DECODED_TOGETHER: usize = 16;
 /// Events of one answer that may wait for its client; then the sequence pauses.
 pub(crate) const EVENTS: usize = 64;
 /// Adapters of one data directory.

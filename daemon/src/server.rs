@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -43,7 +44,7 @@ use crate::grpc::packets::PacketsService;
 use crate::grpc::{Daemon, Serving};
 use crate::jobs::{Jobs, now_ms};
 use crate::packets::Packets;
-use crate::{limits, shutdown};
+use crate::{http, limits, shutdown};
 
 /// Serves until SIGINT or SIGTERM. `ready` is called once requests are answered, with the address.
 ///
@@ -231,11 +232,14 @@ fn listen(
     let generation = GenerationServer::new(GenerationService(Arc::clone(&daemon)));
     let adapters = AdaptersServer::new(AdaptersService(Arc::clone(&daemon)));
     let knowledge = KnowledgeServer::new(KnowledgeService(Arc::clone(&daemon)));
+    let http = Routes::from(http::router(Arc::clone(&daemon)));
     let router = Server::builder()
+        .accept_http1(true)
         .concurrency_limit_per_connection(limits::REQUESTS_PER_CONNECTION)
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(limits::KEEPALIVE))
         .http2_keepalive_timeout(Some(limits::KEEPALIVE))
+        .add_routes(http)
         .add_service(health)
         .add_service(reflection)
         .add_service(older_reflection)

@@ -6,10 +6,11 @@
 //! stand, its *anchor*, also where only a later stretch of the packet is read.
 
 use crate::config::ModelConfig;
+use crate::decode::{Lie, Memory, Numbers};
 use crate::error::{Error, Result};
 use crate::layer_kv::{LayerKv, Tail, cut};
 use crate::packet::{PacketKv, PacketShape, Plane};
-use crate::tensor::{element_size, int};
+use crate::tensor::{element_size, elements, elements_mut, int};
 use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
@@ -276,6 +277,76 @@ impl SequenceKv {
             )));
         }
         Ok(())
+    }
+
+    /// The context as decode steps see it, with one more token behind it.
+    pub(crate) fn lies_with_one_more(&self) -> Vec<Lie> {
+        let mut packets = 0..;
+        let lies = self.spans.iter().map(|span| match span {
+            Span::Tail { at, start, tokens } => Lie {
+                at: *at,
+                from: *start,
+                tokens: *tokens,
+                packet: None,
+            },
+            Span::Packet {
+                at, from, tokens, ..
+            } => Lie {
+                at: *at,
+                from: *from,
+                tokens: *tokens,
+                packet: packets.next(),
+            },
+        });
+        let mut lies: Vec<Lie> = lies.collect();
+        match lies.last_mut() {
+            Some(last) if last.packet.is_none() => last.tokens += 1,
+            _ => lies.push(Lie {
+                at: self.tokens,
+                from: self.tail_tokens,
+                tokens: 1,
+                packet: None,
+            }),
+        }
+        lies
+    }
+
+    /// Every layer's keys and values, with room for one more token, on the CPU.
+    pub(crate) fn memories<E: Numbers>(
+        &mut self,
+    ) -> Result<impl Iterator<Item = Result<Memory<'_, E>>>> {
+        let (own, device, spans) = (self.tail_tokens, self.device, &self.spans);
+        for tail in &mut self.layers {
+            tail.reserve(int(own) + 1, int(own), device)?;
+        }
+        let layers = self.layers.iter_mut().enumerate();
+        Ok(layers.map(move |(index, tail)| {
+            let rows = usize::try_from(tail.keys.size3()?.1).unwrap_or(0);
+            let packets = spans.iter().filter_map(|span| match span {
+                Span::Packet { packet, .. } => Some(packet),
+                Span::Tail { .. } => None,
+            });
+            let packets = packets.map(|packet| {
+                let plane = packet.plane(index)?;
+                // SAFETY: packets are never written.
+                let (keys, values) = unsafe { (elements(&plane.keys)?, elements(&plane.values)?) };
+                Ok((keys, values, packet.shape().tokens))
+            });
+            let packets = packets.collect::<Result<_>>()?;
+            // SAFETY: the tail is this sequence's own, which is borrowed for writing.
+            let (keys, values) = unsafe {
+                (
+                    elements_mut(&mut tail.keys)?,
+                    elements_mut(&mut tail.values)?,
+                )
+            };
+            Ok(Memory {
+                keys,
+                values,
+                rows,
+                packets,
+            })
+        }))
     }
 
     /// The positions at which the token 0 of each packet would stand, in order of the packets.

@@ -190,7 +190,7 @@ impl Tail {
 
     /// Makes room for `wanted` tokens. Grows by doubling, so that a token costs one copy of
     /// itself on average, however long the sequence becomes.
-    fn reserve(&mut self, wanted: i64, filled: i64, device: Device) -> Result<()> {
+    pub(crate) fn reserve(&mut self, wanted: i64, filled: i64, device: Device) -> Result<()> {
         let (kv_heads, capacity, head_dim) = self.keys.size3()?;
         if wanted <= capacity {
             return Ok(());

@@ -5,6 +5,7 @@
 //! way from bytes to a tensor goes through here and is checked first.
 
 use crate::error::{Error, Result};
+use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 /// Switches gradients off for this thread until it is dropped, also through a panic.
@@ -139,6 +140,87 @@ pub(crate) unsafe fn borrow_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Re
     // SAFETY: the length and alignment were checked; the caller vouches for the lifetime.
     let tensor = unsafe { Tensor::f_from_blob(bytes.as_ptr(), shape, &strides, kind, Device::Cpu) };
     Ok(tensor?)
+}
+
+/// What the elements of a tensor are in memory.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// The dtype of such a tensor.
+    const KIND: Kind;
+    /// As f32, exactly.
+    fn widen(self) -> f32;
+    /// The nearest number that there is.
+    fn narrow(number: f32) -> Self;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn narrow(number: f32) -> Self {
+        number
+    }
+}
+
+impl Element for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        // The upper half of the f32. (`bf16::to_f32` looks for NaN, which costs vectors.)
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn narrow(number: f32) -> Self {
+        Self::from_f32(number)
+    }
+}
+
+/// The elements of a row-major tensor on the CPU, where they lie.
+///
+/// # Errors
+/// The tensor is of another dtype, elsewhere, or not row-major.
+///
+/// # Safety
+/// Nobody may write to the tensor, or to another that shares its memory, while the slice lives.
+pub(crate) unsafe fn elements<E: Element>(tensor: &Tensor) -> Result<&[E]> {
+    check_plain(tensor, E::KIND)?;
+    if tensor.numel() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: dtype, place and layout were checked; the tensor keeps its memory while it is borrowed.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<E>(), tensor.numel()) })
+}
+
+/// The same, to be written.
+///
+/// # Errors
+/// As [`elements`].
+///
+/// # Safety
+/// Nobody else may read or write the memory while the slice lives, through whatever tensor.
+pub(crate) unsafe fn elements_mut<E: Element>(tensor: &mut Tensor) -> Result<&mut [E]> {
+    check_plain(tensor, E::KIND)?;
+    if tensor.numel() == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as above, and the caller vouches that nobody else uses the memory.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<E>(), tensor.numel()) })
+}
+
+fn check_plain(tensor: &Tensor, kind: Kind) -> Result<()> {
+    let plain = tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous();
+    if plain {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "a tensor {:?} of {} on {:?} can't be read as a row-major {} on the CPU",
+        tensor.size(),
+        kind_name(tensor.kind()),
+        tensor.device(),
+        kind_name(kind)
+    )))
 }
 
 fn check_length(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<()> {

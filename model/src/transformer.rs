@@ -7,6 +7,7 @@
 //! The weights never change but through [`Transformer::install`].
 
 use crate::config::{ModelConfig, RopeScaling};
+use crate::decode::{Copy, Packed, Packing, Rows, Turn, packed, rows_of};
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
 use crate::layers::block::Block;
@@ -15,6 +16,8 @@ use crate::layers::rope::Rope;
 use crate::taps::{Overlay, Pass};
 use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
 use crate::weights::Weights;
+use rayon::ThreadPool;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -47,6 +50,10 @@ pub struct Transformer {
     pub(crate) kind: Kind,
     /// Runs of at least so many tokens are computed in f32, whatever the weights are kept in.
     widen_from: usize,
+    /// The output matrix once more, for decode steps.
+    packed_output: Option<Packed>,
+    /// The threads of decode steps, started at the first.
+    pub(crate) pool: OnceCell<ThreadPool>,
 }
 
 impl Transformer {
@@ -97,6 +104,8 @@ impl Transformer {
                 true => WIDEN_FROM,
                 false => usize::MAX,
             },
+            packed_output: None,
+            pool: OnceCell::new(),
         })
     }
 
@@ -130,7 +139,36 @@ impl Transformer {
             device,
             kind,
             widen_from: self.widen_from,
+            packed_output: None,
+            pool: OnceCell::new(),
         })
+    }
+
+    /// Keeps the weights a second time, packed, and has [`Self::decode`] read those; `None` drops
+    /// them. Returns the bytes that they take. Matrices that don't divide into groups stay as they
+    /// are, and so do edited ones.
+    ///
+    /// # Errors
+    /// The model is not on the CPU, or libtorch's.
+    pub fn pack(&mut self, packing: Option<Packing>) -> Result<usize> {
+        let _guard = NoGrad::new();
+        if packing.is_some() && self.device != Device::Cpu {
+            return Err(Error::Invalid(
+                "weights are packed for the CPU only; leave `weights` at \"auto\" here".to_owned(),
+            ));
+        }
+        self.packed_output = packed(&self.output, packing)?;
+        let mut bytes = self.packed_output.as_ref().map_or(0, Packed::bytes);
+        for block in &mut self.blocks {
+            bytes += block.pack(packing)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Whether decode steps read packed weights.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        self.packed_output.is_some()
     }
 
     /// What the model is.
@@ -178,6 +216,13 @@ impl Transformer {
     /// An unknown id, no tokens, a context grown too long, or libtorch's.
     pub fn forward(&self, input: Input<'_>, kv: &mut SequenceKv) -> Result<Tensor> {
         let _guard = NoGrad::new();
+        if let Input::Ids([id]) = input
+            && self.device == Device::Cpu
+        {
+            self.check_ids(&[*id])?;
+            kv.check_room(1)?;
+            return self.step(&[*id], &mut [kv], Copy::Loaded);
+        }
         let mut x = match input {
             Input::Ids(ids) => {
                 self.check_ids(ids)?;
@@ -211,6 +256,9 @@ impl Transformer {
     /// # Errors
     /// libtorch's.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if self.is_few(hidden) {
+            return self.few_logits(hidden, Copy::Loaded);
+        }
         Ok(hidden
             .f_linear::<&Tensor>(&self.output, None)?
             .f_to_kind(Kind::Float)?)
@@ -226,6 +274,29 @@ impl Transformer {
         #[expect(clippy::float_cmp, reason = "1 is the exact mark of no scaling")]
         let plain = scale == 1.0;
         Ok(if plain { x } else { x.f_mul_scalar(scale)? })
+    }
+
+    /// The output matrix as decode steps read it.
+    pub(crate) fn output_rows(&self, copy: Copy) -> Result<Rows<'_>> {
+        match &self.packed_output {
+            Some(packed) if copy == Copy::Packed => Ok(packed.rows()),
+            _ => rows_of(&self.output),
+        }
+    }
+
+    /// Whether windowed layers turn by angles of their own.
+    pub(crate) fn has_local_rope(&self) -> bool {
+        self.local_rope.is_some()
+    }
+
+    /// The angles of some positions, and those of windowed layers where they are others.
+    pub(crate) fn turns(&self, positions: &[usize]) -> (Vec<Turn>, Vec<Turn>) {
+        let of = |rope: &Rope| -> Vec<Turn> {
+            let turns = positions.iter().map(|&position| rope.turn_at(position));
+            turns.collect()
+        };
+        let local = self.local_rope.as_ref().map(of);
+        (of(&self.rope), local.unwrap_or_default())
     }
 
     /// The stored embedding matrix `[vocab, d]`, unscaled.

@@ -149,6 +149,7 @@ fn rows(info: &InfoResponse) -> Vec<(&'static str, String)> {
         ),
         ("chat template", template.to_owned()),
         ("computes in", format!("{} on {}", info.dtype, info.device)),
+        ("decodes with", info.weights.clone()),
         ("KV of a token", format_bytes(info.kv_bytes_per_token)),
         ("modes", info.modes.join(" ")),
         ("active facts", grouped(info.active_facts.into())),

@@ -69,6 +69,9 @@ pub(crate) struct ServerArgs {
     /// auto, f32 or bf16 [default: auto]
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<String>,
+    /// What answers are decoded with: auto, f32, bf16, int8 or int4 [default: auto]
+    #[arg(long, value_name = "FORMAT")]
+    weights: Option<String>,
     /// Computing threads; 0 takes one a core [default: 0]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
@@ -117,6 +120,7 @@ impl ServerArgs {
             ("allow_remote", &self.allow_remote),
             ("device", &self.device),
             ("dtype", &self.dtype),
+            ("weights", &self.weights),
             ("threads", &self.threads),
             ("queue", &self.queue),
             ("max_tokens", &self.max_tokens),

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::keys::{KEYS, Key};
 use super::load::{Loaded, Setting, Source};
-use super::{Config, ConfigError, Result, format_bytes, parse_bytes};
+use super::{Config, ConfigError, DtypeChoice, Result, WeightsChoice, format_bytes, parse_bytes};
 
 /// Text and source of each setting that has one.
 pub(crate) type Values = BTreeMap<&'static str, (String, Source)>;
@@ -45,7 +45,8 @@ impl Merged {
             })?,
             connect: self.parse("connect", endpoint)?,
             device: self.parse("device", FromStr::from_str)?,
-            dtype: self.parse("dtype", FromStr::from_str)?,
+            dtype: self.dtype()?,
+            weights: self.parse("weights", FromStr::from_str)?,
             threads: self.number("threads", 0, 1024)?,
             queue: self.number("queue", 1, 65_536)?,
             max_tokens: self.number("max_tokens", 1, 1 << 20)?,
@@ -72,6 +73,21 @@ impl Merged {
             file,
             warnings,
         })
+    }
+
+    /// The dtype, which `weights` decides where it names one and `dtype` does not.
+    fn dtype(&self) -> Result<DtypeChoice> {
+        let own: DtypeChoice = self.parse("dtype", FromStr::from_str)?;
+        let weights = match self.parse("weights", FromStr::from_str)? {
+            WeightsChoice::F32 => DtypeChoice::F32,
+            WeightsChoice::Bf16 => DtypeChoice::Bf16,
+            WeightsChoice::Auto | WeightsChoice::Int8 | WeightsChoice::Int4 => return Ok(own),
+        };
+        if own != weights && own != DtypeChoice::Auto {
+            let reason = format!("contradicts dtype = {own}; give one of the two");
+            return Err(self.invalid("weights", reason));
+        }
+        Ok(weights)
     }
 
     fn remote_warnings(&self, config: &Config) -> Result<Vec<String>> {

@@ -118,6 +118,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("dtype", KeyKind::Text, Some("auto"), "auto, f32 or bf16"),
     key(
+        "weights",
+        KeyKind::Text,
+        Some("auto"),
+        "what answers are decoded with: auto, f32, bf16, int8 or int4",
+    ),
+    key(
         "threads",
         KeyKind::Number,
         Some("0"),

@@ -14,7 +14,8 @@ mod values;
 pub use keys::{KEYS, Key, KeyKind};
 pub use load::{Inputs, Loaded, Setting, Source, load};
 pub use values::{
-    AdapterChoice, DeviceChoice, DtypeChoice, EditSettings, format_bytes, parse_bytes,
+    AdapterChoice, DeviceChoice, DtypeChoice, EditSettings, WeightsChoice, format_bytes,
+    parse_bytes,
 };
 
 use std::net::SocketAddr;
@@ -44,6 +45,8 @@ pub struct Config {
     pub device: DeviceChoice,
     /// The number format of weights and packets.
     pub dtype: DtypeChoice,
+    /// What decode steps read: the weights themselves, or a packed copy.
+    pub weights: WeightsChoice,
     /// Threads that compute; 0 takes one a core. [`Config::thread_count`] resolves it.
     pub threads: usize,
     /// Commands that may wait for the engine; one more is refused with RESOURCE_EXHAUSTED.

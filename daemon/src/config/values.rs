@@ -77,6 +77,48 @@ impl FromStr for DtypeChoice {
     }
 }
 
+/// What decode steps read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightsChoice {
+    /// The daemon chooses by device and dtype, and says why.
+    Auto,
+    /// The weights themselves, as 32-bit floats.
+    F32,
+    /// The weights themselves, as bfloat16.
+    Bf16,
+    /// A second copy of them in 8 bits.
+    Int8,
+    /// A second copy of them in 4 bits.
+    Int4,
+}
+
+impl fmt::Display for WeightsChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        })
+    }
+}
+
+impl FromStr for WeightsChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
+            "int4" => Ok(Self::Int4),
+            _ => Err("must be auto, f32, bf16, int8 or int4".to_owned()),
+        }
+    }
+}
+
 /// Where the hyper-parameters and bars of edits come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EditSettings {

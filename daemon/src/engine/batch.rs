@@ -1,7 +1,6 @@
 //! Who takes part in the next round: every decoding sequence, and one that prefills.
 //!
-//! Owns the choice, not the computing. Today each chosen sequence is stepped by itself; a batched
-//! forward pass over `decode` takes the place of that loop in the scheduler.
+//! Owns the choice, not the computing.
 
 use crate::engine::sequence::{Phase, Sequence};
 

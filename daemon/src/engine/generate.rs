@@ -3,9 +3,9 @@
 //! Owns the sampler and the text of one generating sequence; never chooses when it runs. Invariant:
 //! exactly one last event is sent, for which a place in the channel is kept from the beginning.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use addenda_model::{Input, Sampler, SequenceKv, TextStream, Tokenizer, Transformer};
+use addenda_model::{Sampler, TextStream, Tokenizer};
 use tch::Tensor;
 use tokio::sync::mpsc::{OwnedPermit, Sender};
 
@@ -24,6 +24,7 @@ pub(crate) struct Generating {
     generated: usize,
     last: Option<u32>,
     first_at: Option<Instant>,
+    last_at: Option<Instant>,
     events: Sender<Result<Event>>,
     /// The place of the last event.
     farewell: OwnedPermit<Result<Event>>,
@@ -58,6 +59,7 @@ impl Generating {
             generated: 0,
             last: None,
             first_at: None,
+            last_at: None,
             events,
             farewell,
         };
@@ -77,37 +79,39 @@ impl Generating {
         self.last.is_some()
     }
 
-    /// One decode step: computes the token after the last one.
-    ///
-    /// # Errors
-    /// The model's.
-    pub(crate) fn decode(
-        &mut self,
-        model: &Transformer,
-        tokenizer: &Tokenizer,
-        kv: &mut SequenceKv,
-    ) -> Result<Option<Finish>> {
-        let Some(last) = self.last else {
-            return Err(Error::invalid("prompt", "was not computed before decoding"));
-        };
-        let hidden = model.forward(Input::Ids(&[last]), kv)?;
-        let hidden = hidden.f_select(0, -1)?;
-        self.emit(model, tokenizer, &hidden)
+    /// When the first token came.
+    pub(crate) fn first_at(&self) -> Option<Instant> {
+        self.first_at
     }
 
-    /// Chooses the token after `hidden` `[d]` and reports it.
+    /// Time since the last token.
+    pub(crate) fn since_last(&self) -> Duration {
+        self.last_at.map_or(Duration::ZERO, |last| last.elapsed())
+    }
+
+    /// Tokens so far.
+    pub(crate) fn generated(&self) -> usize {
+        self.generated
+    }
+
+    /// The token that was chosen last, from which the next one is computed.
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.last
+    }
+
+    /// Chooses a token by `logits` `[V]` and reports it.
     ///
     /// # Errors
-    /// The model's.
+    /// libtorch's.
     pub(crate) fn emit(
         &mut self,
-        model: &Transformer,
         tokenizer: &Tokenizer,
-        hidden: &Tensor,
+        logits: &Tensor,
     ) -> Result<Option<Finish>> {
-        let logits = model.logits(hidden)?;
-        let sampled = self.sampler.sample(&logits, self.top)?;
-        self.first_at.get_or_insert_with(Instant::now);
+        let sampled = self.sampler.sample(logits, self.top)?;
+        let now = Instant::now();
+        self.first_at.get_or_insert(now);
+        self.last_at = Some(now);
         self.last = Some(sampled.id);
         let mut finish = None;
         let mut text = String::new();

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use addenda_editor::{Corpus, Editor, EditorOptions, Settings};
-use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Tokenizer, Transformer};
+use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Packing, Tokenizer, Transformer};
 use tch::{Device, Kind};
 
 use crate::adapters::library::Library;
-use crate::config::{Config, DeviceChoice, DtypeChoice, EditSettings};
+use crate::config::{Config, DeviceChoice, DtypeChoice, EditSettings, WeightsChoice};
 use crate::digest::Digest;
 use crate::engine::edit::Bench;
 use crate::engine::wear::Worn;
@@ -32,6 +32,8 @@ pub(crate) struct Loaded {
     pub(crate) fingerprint: Digest,
     pub(crate) parameters: u64,
     pub(crate) kind: Kind,
+    /// What decode steps read, in words.
+    pub(crate) weights: String,
     pub(crate) device: Device,
     pub(crate) adapters: Arc<Library>,
 }
@@ -47,10 +49,14 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
     let tokenizer = Arc::new(files.tokenizer);
     let model_config = files.config.clone();
     let mut model = Transformer::load(files.config, files.weights, device, kind)?;
+    let (packing, weights) = weights(config.weights, device, kind);
+    let packed = model.pack(packing)?;
     tracing::info!(
         path = %setup.model_path.display(),
         parameters = model.parameters(),
         dtype = addenda_model::tensor::kind_name(kind),
+        %weights,
+        packed_bytes = packed,
         threads = config.thread_count(),
         seconds = started.elapsed().as_secs_f32(),
         "the model is loaded"
@@ -67,6 +73,7 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
         fingerprint: base,
         parameters: model.parameters(),
         kind,
+        weights,
         device,
         adapters: Arc::new(adapters),
     };
@@ -107,6 +114,21 @@ fn kind(choice: DtypeChoice, device: Device) -> Kind {
         DtypeChoice::Bf16 => Kind::BFloat16,
         DtypeChoice::Auto if device.is_cuda() || cpu_has_bf16() => Kind::BFloat16,
         DtypeChoice::Auto => Kind::Float,
+    }
+}
+
+/// What decode steps read, and that in words.
+fn weights(choice: WeightsChoice, device: Device, kind: Kind) -> (Option<Packing>, String) {
+    let own = addenda_model::tensor::kind_name(kind);
+    match choice {
+        WeightsChoice::Int8 => (Some(Packing::Int8), "int8".to_owned()),
+        WeightsChoice::Int4 => (Some(Packing::Int4), "int4".to_owned()),
+        WeightsChoice::F32 | WeightsChoice::Bf16 => (None, own.to_owned()),
+        WeightsChoice::Auto if device == Device::Cpu => {
+            let why = format!("{own} (auto: as loaded; int8 has half of bf16's bytes to read)");
+            (None, why)
+        }
+        WeightsChoice::Auto => (None, format!("{own} (auto: as loaded, on this device)")),
     }
 }
 

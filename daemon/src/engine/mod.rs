@@ -6,6 +6,7 @@
 pub(crate) mod batch;
 pub(crate) mod build;
 pub(crate) mod command;
+mod decode;
 pub(crate) mod edit;
 pub(crate) mod generate;
 pub(crate) mod load;
@@ -20,6 +21,7 @@ pub(crate) mod trace;
 pub(crate) mod wear;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,9 +31,10 @@ use crate::engine::command::{Command, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::edit::Bench;
 use crate::engine::load::{Loaded, Setup};
 use crate::engine::queue::{Queue, Refused};
-use crate::engine::scheduler::Floor;
+use crate::engine::scheduler::{Floor, Outside};
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::packets::Shelf;
 use crate::prompt;
 
@@ -59,6 +62,7 @@ pub(crate) struct Engine {
     queue: Arc<Queue<Waiting>>,
     state: watch::Receiver<EngineState>,
     abort: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 /// An engine whose thread was started.
@@ -87,12 +91,14 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         },
         ledger: 0,
     });
+    let metrics = Arc::new(Metrics::new());
     let (tell, loaded) = oneshot::channel();
     let (end, ended) = oneshot::channel();
     let engine = Engine {
         queue: Arc::clone(&queue),
         state: watched,
         abort: abort.clone(),
+        metrics: Arc::clone(&metrics),
     };
     let work = move || {
         let _end = End {
@@ -117,7 +123,13 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             state.ledger = bench.ledger_length();
         });
         let shelf = Shelf::new(bench.model.device(), limits::MAPPED_BYTES);
-        let mut floor = Floor::new(queue, tokenizer, shelf, state, (abort, chunk));
+        let outside = Outside {
+            queue,
+            state,
+            abort,
+            metrics,
+        };
+        let mut floor = Floor::new(outside, tokenizer, shelf, chunk);
         if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
             drop(tell.send(Err(error)));
             return;
@@ -147,7 +159,13 @@ fn run(mut bench: Bench, mut floor: Floor) {
     loop {
         let worked = floor.round(bench.view());
         if let Some(waiting) = floor.next_edit() {
+            let is_edit = matches!(waiting.command, Command::Edit(_));
+            let started = Instant::now();
             bench.edit(&mut floor, waiting);
+            if is_edit {
+                let seconds = started.elapsed().as_secs_f64();
+                floor.metrics.edit.observe(seconds);
+            }
         } else if !bench.train(&floor, worked) && !worked {
             if floor.queue.is_closed() && floor.is_idle() && floor.queue.len() == 0 {
                 return;
@@ -253,6 +271,11 @@ impl Engine {
     /// What the engine makes known, as it changes.
     pub(crate) fn watch(&self) -> watch::Receiver<EngineState> {
         self.state.clone()
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(crate) fn queue(&self) -> &Arc<Queue<Waiting>> {

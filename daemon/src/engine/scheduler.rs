@@ -16,18 +16,29 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::batch::Round;
 use crate::engine::build::Building;
 use crate::engine::command::{Command, Ticket, Under, View, Waiting};
+use crate::engine::decode;
 use crate::engine::prefix::Prefixes;
 use crate::engine::queue::Queue;
-use crate::engine::sequence::{Sequence, Stage};
+use crate::engine::sequence::{Outcome, Sequence, Stage};
 use crate::engine::{EngineState, Health};
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::packets::Shelf;
 
 /// Longest time that others are served between two steps of an edit that is itself quick.
 const LEAST_TURN: Duration = Duration::from_millis(20);
 /// While sequences run, packets get one part in so many of the time.
 const BUILD_SHARE: u32 = 4;
+
+/// By what the rest of the daemon and the engine's thread know of each other.
+pub(crate) struct Outside {
+    pub(crate) queue: Arc<Queue<Waiting>>,
+    pub(crate) state: watch::Sender<EngineState>,
+    /// Cancelled when those that run may run no longer.
+    pub(crate) abort: CancellationToken,
+    pub(crate) metrics: Arc<Metrics>,
+}
 
 /// Everything that runs, beside the weights.
 pub(crate) struct Floor {
@@ -38,6 +49,7 @@ pub(crate) struct Floor {
     pub(crate) state: watch::Sender<EngineState>,
     /// Cancelled when those that run may run no longer.
     pub(crate) abort: CancellationToken,
+    pub(crate) metrics: Arc<Metrics>,
     /// Tokens of a prefill step where nothing else runs.
     pub(crate) chunk: usize,
     sequences: Vec<Sequence>,
@@ -53,20 +65,20 @@ pub(crate) struct Floor {
 
 impl Floor {
     pub(crate) fn new(
-        queue: Arc<Queue<Waiting>>,
+        outside: Outside,
         tokenizer: Arc<Tokenizer>,
         shelf: Shelf,
-        state: watch::Sender<EngineState>,
-        (abort, chunk): (CancellationToken, usize),
+        chunk: usize,
     ) -> Self {
-        let under = state.borrow().under;
+        let under = outside.state.borrow().under;
         Self {
-            queue,
+            queue: outside.queue,
             tokenizer,
             shelf,
             prefixes: Prefixes::new(limits::PREFIX_BYTES),
-            state,
-            abort,
+            state: outside.state,
+            abort: outside.abort,
+            metrics: outside.metrics,
             chunk,
             sequences: Vec::new(),
             building: None,
@@ -228,6 +240,8 @@ impl Floor {
             let Some(waiting) = self.queue.take_first(runs) else {
                 break;
             };
+            let waited = waiting.ticket.received.elapsed();
+            self.metrics.queue_wait.observe(waited.as_secs_f64());
             let admitted = Sequence::admit(waiting, view.model, &self.tokenizer, self.under);
             self.sequences.extend(admitted);
         }
@@ -246,6 +260,19 @@ impl Floor {
         if let Some(place) = round.prefill {
             self.turn = place;
         }
+        let kv_bytes = self.sequences.iter().map(Sequence::kv_bytes).sum();
+        self.metrics.holds(self.sequences.len(), kv_bytes);
+        let both = (model, &*self.tokenizer, &*self.metrics);
+        let (stepped, others) = decode::step(&mut self.sequences, &round.decode, both);
+        let mut ended = Vec::new();
+        let mut look = |place: usize, result: Result<Option<Outcome>>| match result {
+            Ok(None) => {}
+            Ok(Some(outcome)) => ended.push((place, Ok(outcome))),
+            Err(error) => ended.push((place, Err(error))),
+        };
+        for (place, result) in stepped {
+            look(place, result);
+        }
         let mut stage = Stage {
             model,
             tokenizer: &self.tokenizer,
@@ -253,18 +280,13 @@ impl Floor {
             prefixes: &mut self.prefixes,
             chunk: round.chunk(self.chunk, self.beside_edit),
         };
-        let mut ended = Vec::new();
-        for &place in round.decode.iter().chain(&round.prefill) {
+        for &place in others.iter().chain(&round.prefill) {
             let Some(sequence) = self.sequences.get_mut(place) else {
                 continue;
             };
             let span = sequence.ticket.span.clone();
             let _span = span.enter();
-            match guard(|| sequence.step(&mut stage)) {
-                Ok(None) => {}
-                Ok(Some(outcome)) => ended.push((place, Ok(outcome))),
-                Err(error) => ended.push((place, Err(error))),
-            }
+            look(place, guard(|| sequence.step(&mut stage)));
         }
         // From the back, so that the places before stay right.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
@@ -274,6 +296,7 @@ impl Floor {
                 // A failure here costs the next request time, and this one nothing.
                 drop(guard(|| sequence.keep(&mut self.prefixes)));
             }
+            sequence.count(&self.metrics, &result);
             sequence.end(result);
         }
     }

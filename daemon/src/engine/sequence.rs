@@ -5,6 +5,7 @@
 //! frees its memory.
 
 use addenda_model::{SequenceKv, Tokenizer, Transformer};
+use tch::Tensor;
 
 use crate::engine::command::{Command, Finish, Segment, Ticket, Under, Waiting};
 use crate::engine::generate::Generating;
@@ -13,6 +14,7 @@ use crate::engine::prefix::Prefixes;
 use crate::engine::score::Scoring;
 use crate::engine::trace::Tracing;
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 use crate::packets::Shelf;
 
 /// What a step works with.
@@ -149,7 +151,7 @@ impl Sequence {
             return match (hidden, &mut self.task) {
                 (None, _) => Ok(None),
                 (Some(hidden), Task::Generate(generating)) => {
-                    let finish = generating.emit(model, tokenizer, &hidden)?;
+                    let finish = generating.emit(tokenizer, &model.logits(&hidden)?)?;
                     Ok(finish.map(Outcome::Generated))
                 }
                 (Some(hidden), Task::Score(scoring)) => {
@@ -163,10 +165,8 @@ impl Sequence {
             };
         }
         match &mut self.task {
-            Task::Generate(generating) => {
-                let finish = generating.decode(model, tokenizer, &mut self.kv)?;
-                Ok(finish.map(Outcome::Generated))
-            }
+            // Decodes with all others: see `decode`.
+            Task::Generate(_) => Ok(None),
             Task::Score(scoring) => {
                 let done = scoring.step(model, &mut self.kv)?;
                 Ok(done.then_some(Outcome::Scored))
@@ -175,6 +175,39 @@ impl Sequence {
                 let done = tracing.step(model, tokenizer, &mut self.kv)?;
                 Ok(done.then_some(Outcome::Traced))
             }
+        }
+    }
+
+    /// The last token of an answer that is being written; `None` where something else is done.
+    pub(crate) fn last_token(&self) -> Option<u32> {
+        match &self.task {
+            Task::Generate(generating) => generating.last(),
+            Task::Score(_) | Task::Trace(_) => None,
+        }
+    }
+
+    /// The context, for the next token to be computed in.
+    pub(crate) fn kv(&mut self) -> &mut SequenceKv {
+        &mut self.kv
+    }
+
+    /// Takes the logits `[V]` behind [`Self::last_token`]; an outcome when the answer ends with them.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn take(
+        &mut self,
+        tokenizer: &Tokenizer,
+        logits: &Tensor,
+        metrics: &Metrics,
+    ) -> Result<Option<Outcome>> {
+        match &mut self.task {
+            Task::Generate(generating) => {
+                metrics.itl.observe(generating.since_last().as_secs_f64());
+                let finish = generating.emit(tokenizer, logits)?;
+                Ok(finish.map(Outcome::Generated))
+            }
+            Task::Score(_) | Task::Trace(_) => Ok(None),
         }
     }
 
@@ -217,6 +250,37 @@ impl Sequence {
             return Ok(());
         }
         self.prefill.keep(prefixes, self.under.revision, &self.kv)
+    }
+
+    /// Bytes of the context that are its own.
+    pub(crate) fn kv_bytes(&self) -> usize {
+        self.kv.bytes()
+    }
+
+    /// Counts an answer that ends like this.
+    pub(crate) fn count(&self, metrics: &Metrics, result: &Result<Outcome>) {
+        let Task::Generate(generating) = &self.task else {
+            return;
+        };
+        metrics.ended(match result {
+            Ok(_) => "well",
+            Err(Error::Cancelled | Error::Deadline) => "cancelled",
+            Err(_) => "failed",
+        });
+        if let Some(first_at) = generating.first_at() {
+            let ttft = first_at.duration_since(self.ticket.received);
+            metrics.ttft.observe(ttft.as_secs_f64());
+        }
+        let prompt = self.prefill.prompt();
+        let from_packets = prompt.packet_tokens();
+        let reused = self.prefill.reused();
+        metrics.tokens("packet", from_packets);
+        metrics.tokens("prefix", reused);
+        metrics.tokens(
+            "computed",
+            prompt.tokens().saturating_sub(from_packets + reused),
+        );
+        metrics.tokens("generated", generating.generated());
     }
 
     /// Answers for the last time and frees the context.

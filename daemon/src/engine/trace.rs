@@ -59,7 +59,7 @@ impl Tracing {
         tokenizer: &Tokenizer,
         hidden: &Tensor,
     ) -> Result<bool> {
-        self.take(model, &hidden.f_unsqueeze(0)?)?;
+        self.take(&model.logits(&hidden.f_unsqueeze(0)?)?)?;
         self.first_at = Some(Instant::now());
         Ok(self.is_done(tokenizer))
     }
@@ -74,8 +74,12 @@ impl Tracing {
         tokenizer: &Tokenizer,
         kv: &mut SequenceKv,
     ) -> Result<bool> {
-        let next = match &self.follow {
+        let next: Vec<u32> = match &self.follow {
             Follow::Greedy(_) => self.ids.last().copied().into_iter().collect(),
+            // Packed weights answer a token at a time only: what is measured is what is served.
+            Follow::Given(ids) if model.is_packed() => {
+                ids.get(self.ids.len() - 1).copied().into_iter().collect()
+            }
             Follow::Given(ids) => {
                 let end = ids.len().saturating_sub(1);
                 ids.get(self.ids.len() - 1..end)
@@ -83,14 +87,17 @@ impl Tracing {
                     .to_vec()
             }
         };
-        let hidden = model.forward(Input::Ids(&next), kv)?;
-        self.take(model, &hidden)?;
+        let logits = match next[..] {
+            [id] => model.decode_logits(&model.decode(&[id], &mut [kv])?)?,
+            _ => model.logits(&model.forward(Input::Ids(&next), kv)?)?,
+        };
+        self.take(&logits)?;
         Ok(self.is_done(tokenizer))
     }
 
-    /// Takes the tokens that come after hidden states `[T, d]`.
-    fn take(&mut self, model: &Transformer, hidden: &Tensor) -> Result<()> {
-        let rows = model.logits(hidden)?.f_log_softmax(-1, Kind::Float)?;
+    /// Takes the tokens that `logits` `[T, V]` stand for.
+    fn take(&mut self, logits: &Tensor) -> Result<()> {
+        let rows = logits.f_log_softmax(-1, Kind::Float)?;
         let likeliest = rows.f_argmax(-1, false)?.f_to_device(Device::Cpu)?;
         let likeliest = Vec::<i64>::try_from(&likeliest)?;
         let rows = rows.f_to_device(Device::Cpu)?;

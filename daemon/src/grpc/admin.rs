@@ -80,6 +80,7 @@ fn info(daemon: &Daemon, serving: &Serving, packets: u64) -> InfoResponse {
         context: count(config.context),
         dtype: kind_name(loaded.kind).to_owned(),
         device: device(loaded.device),
+        weights: loaded.weights.clone(),
         base_fingerprint: loaded.fingerprint.to_string(),
         revision: state.under.revision.to_string(),
         active_facts: count(state.under.active_facts),

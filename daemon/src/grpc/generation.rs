@@ -244,7 +244,7 @@ fn sampling(wire: Option<Sampling>) -> Result<SamplingParams> {
 }
 
 /// A seed that nobody chose: the standard library's hasher keys are random.
-fn drawn_seed() -> u64 {
+pub(crate) fn drawn_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 

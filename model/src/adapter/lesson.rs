@@ -148,7 +148,7 @@ pub fn teach(
         if is_end(id) || answer.len() >= most {
             break;
         }
-        states = model.forward(Input::Ids(&[id]), &mut kv)?;
+        states = model.decode(&[id], &mut [&mut kv])?;
     }
     let hidden = Tensor::f_cat(&hidden, 0)?;
     Taught::new(lesson, answer, hidden)

@@ -12,6 +12,7 @@ use super::norm::RmsNorm;
 use super::part::{Attended, Part, Stand, merge};
 use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
+use crate::decode::{self, Copy, Packing};
 use crate::error::Result;
 use crate::layer_kv::LayerKv;
 use crate::tensor::int;
@@ -131,6 +132,27 @@ impl Attention {
     /// How far back this layer sees, in tokens; `None` is without limit.
     pub(crate) fn window(&self) -> Option<usize> {
         self.window
+    }
+
+    /// Keeps the weights packed as well, or not any more; bytes that it takes.
+    pub(crate) fn pack(&mut self, packing: Option<Packing>) -> Result<usize> {
+        Ok(self.qkv.pack(packing)? + self.output.pack(packing)?)
+    }
+
+    /// As decode steps read it.
+    pub(crate) fn for_decode(&self, copy: Copy) -> Result<decode::Attention<'_>> {
+        let count = |number: i64| usize::try_from(number).unwrap_or(0);
+        Ok(decode::Attention {
+            qkv: self.qkv.for_decode(copy)?,
+            output: self.output.for_decode(copy)?,
+            q_norm: self.q_norm.as_ref().map(RmsNorm::for_decode),
+            k_norm: self.k_norm.as_ref().map(RmsNorm::for_decode),
+            heads: count(self.heads),
+            kv_heads: count(self.kv_heads),
+            head_dim: count(self.head_dim),
+            scale: self.scale as f32,
+            window: self.window,
+        })
     }
 
     pub(crate) fn parameters(&self) -> usize {

@@ -6,6 +6,7 @@ use super::mlp::Mlp;
 use super::norm::RmsNorm;
 use super::rope::{Rope, RunAngles};
 use crate::config::ModelConfig;
+use crate::decode::{self, Copy, Packing};
 use crate::error::Result;
 use crate::layer_kv::LayerKv;
 use crate::taps::{Pass, Site};
@@ -86,6 +87,27 @@ impl Block {
 
     pub(crate) fn parameters(&self) -> usize {
         self.attention.parameters() + self.mlp.parameters()
+    }
+
+    /// Keeps the weights packed as well, or not any more; bytes that it takes.
+    pub(crate) fn pack(&mut self, packing: Option<Packing>) -> Result<usize> {
+        Ok(self.attention.pack(packing)? + self.mlp.pack(packing)?)
+    }
+
+    /// As decode steps read it; `has_local` where windowed layers turn by angles of their own.
+    pub(crate) fn for_decode(&self, copy: Copy, has_local: bool) -> Result<decode::Layer<'_>> {
+        let (gate_up, down, activation) = self.mlp.for_decode(copy)?;
+        Ok(decode::Layer {
+            before_attention: self.before_attention.for_decode(),
+            attention: self.attention.for_decode(copy)?,
+            after_attention: self.after_attention.as_ref().map(RmsNorm::for_decode),
+            before_mlp: self.before_mlp.for_decode(),
+            gate_up,
+            down,
+            after_mlp: self.after_mlp.as_ref().map(RmsNorm::for_decode),
+            activation,
+            local: has_local && self.window().is_some(),
+        })
     }
 
     /// The residual stream `[T, d]` of one sequence, through this layer.

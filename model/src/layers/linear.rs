@@ -1,5 +1,6 @@
 //! A linear map with an optional bias: `x · Wᵀ + b`.
 
+use crate::decode::{Copy, Map, Packed, Packing, packed, rows_of};
 use crate::error::Result;
 use crate::tensor::in_kind;
 use crate::weights::Weights;
@@ -10,6 +11,8 @@ pub(crate) struct Linear {
     weight: Tensor,
     /// `[out]`.
     bias: Option<Tensor>,
+    /// The weight once more, for decode steps.
+    packed: Option<Packed>,
 }
 
 impl Linear {
@@ -25,7 +28,11 @@ impl Linear {
             true => Some(weights.take(&format!("{name}.bias"), &[shape[0]])?),
             false => None,
         };
-        Ok(Self { weight, bias })
+        Ok(Self {
+            weight,
+            bias,
+            packed: None,
+        })
     }
 
     /// One map that gives the outputs of all `parts`, in order, for one input.
@@ -39,6 +46,7 @@ impl Linear {
         Ok(Self {
             weight: Tensor::f_cat(&weights, 0)?,
             bias,
+            packed: None,
         })
     }
 
@@ -47,6 +55,31 @@ impl Linear {
         Ok(Self {
             weight: place(&self.weight)?,
             bias: self.bias.as_ref().map(place).transpose()?,
+            packed: None,
+        })
+    }
+
+    /// Keeps the weight packed as well, or not any more; bytes that it takes.
+    pub(crate) fn pack(&mut self, packing: Option<Packing>) -> Result<usize> {
+        self.packed = packed(&self.weight, packing)?;
+        Ok(self.packed.as_ref().map_or(0, Packed::bytes))
+    }
+
+    /// As decode steps read it.
+    pub(crate) fn for_decode(&self, copy: Copy) -> Result<Map<'_>> {
+        let bias = match &self.bias {
+            Some(bias) => Vec::<f32>::try_from(bias.f_to_kind(Kind::Float)?)?,
+            None => Vec::new(),
+        };
+        let rows = match &self.packed {
+            Some(packed) if copy == Copy::Packed => packed.rows(),
+            _ => rows_of(&self.weight)?,
+        };
+        let outputs = usize::try_from(self.weight.size2()?.0).unwrap_or(0);
+        Ok(Map {
+            rows,
+            bias,
+            outputs,
         })
     }
 
@@ -57,6 +90,7 @@ impl Linear {
             bias: (self.bias.as_ref())
                 .map(|bias| in_kind(bias, kind))
                 .transpose()?,
+            packed: None,
         })
     }
 

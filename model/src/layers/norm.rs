@@ -1,13 +1,16 @@
 //! RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x²) + eps) · w.
 
+use crate::decode::Norm;
 use crate::error::Result;
 use crate::tensor::in_kind;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A root-mean-square norm over the last axis.
 pub(crate) struct RmsNorm {
     /// `[width]`, in the model's dtype; Gemma's 1 is added already.
     weight: Tensor,
+    /// The same numbers, for decode steps.
+    numbers: Vec<f32>,
     eps: f64,
 }
 
@@ -20,8 +23,11 @@ impl RmsNorm {
         } else {
             weight
         };
+        let weight = weight.f_to_kind(kind)?;
+        let numbers = weight.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
         Ok(Self {
-            weight: weight.f_to_kind(kind)?,
+            weight,
+            numbers: Vec::<f32>::try_from(numbers)?,
             eps,
         })
     }
@@ -30,8 +36,17 @@ impl RmsNorm {
     pub(crate) fn in_kind(&self, kind: Kind) -> Result<Self> {
         Ok(Self {
             weight: in_kind(&self.weight, kind)?,
+            numbers: self.numbers.clone(),
             eps: self.eps,
         })
+    }
+
+    /// As decode steps read it.
+    pub(crate) fn for_decode(&self) -> Norm<'_> {
+        Norm {
+            weight: &self.numbers,
+            eps: self.eps as f32,
+        }
     }
 
     /// `x [.., width]` to the same shape and dtype; the mean is taken in f32.

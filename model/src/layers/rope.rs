@@ -9,6 +9,7 @@
 //! (Meta 2024), YaRN (Peng et al. 2023), or factors given per frequency.
 
 use crate::config::RopeScaling;
+use crate::decode::Turn;
 use crate::error::Result;
 use crate::tensor::{in_kind, int};
 use std::cell::RefCell;
@@ -77,6 +78,16 @@ impl Rope {
             device,
             table: RefCell::new(table),
         })
+    }
+
+    /// Cosines and sines of one position, as decode steps turn by them.
+    pub(crate) fn turn_at(&self, position: usize) -> Turn {
+        let angles = self.frequencies.iter().map(|f| f * position as f64);
+        let (sin, cos) = angles
+            .map(|angle| (angle.sin() * self.magnitude, angle.cos() * self.magnitude))
+            .map(|(sin, cos)| (sin as f32, cos as f32))
+            .unzip();
+        Turn { cos, sin }
     }
 
     /// The angles of positions `start .. start + count`.

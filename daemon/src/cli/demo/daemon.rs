@@ -146,6 +146,7 @@ fn command(config: &Config, model: &str, directory: &Path, log: &Path) -> Result
         .arg(directory.join("data"))
         .args(["--device", &config.device.to_string()])
         .args(["--dtype", &config.dtype.to_string()])
+        .args(["--weights", &config.weights.to_string()])
         .args(["--threads", &config.threads.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,0 +1,214 @@
+//! What the daemon counts of itself, for Prometheus.
+//!
+//! Owns every name and every bucket; nothing is global, so that two daemons in one process count
+//! apart. Times are in seconds, sizes in bytes. No label carries a text that a client chose.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::engine::command::Under;
+
+/// From a request's arrival to its first token, and how long it waits.
+const WAITS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+/// Between two tokens.
+const GAPS: [f64; 12] = [
+    0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5,
+];
+/// Sequences in a decode step.
+const BATCHES: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 12.0, 16.0];
+/// An edit, from its first step to its commit.
+const EDITS: [f64; 9] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+
+/// Where a context's token came from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Source {
+    source: &'static str,
+}
+
+/// How something ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Outcome {
+    outcome: &'static str,
+}
+
+/// The counters; one set a daemon.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// From arrival to first token.
+    pub(crate) ttft: Histogram,
+    /// From one token of an answer to its next.
+    pub(crate) itl: Histogram,
+    /// From arrival until the engine took a request in.
+    pub(crate) queue_wait: Histogram,
+    /// Sequences that one decode step computed a token for.
+    pub(crate) batch: Histogram,
+    /// Edits and retirings, from their first step to their last.
+    pub(crate) edit: Histogram,
+    tokens: Family<Source, Counter>,
+    ended: Family<Outcome, Counter>,
+    running: Gauge,
+    waiting: Gauge,
+    kv_bytes: Gauge,
+    facts: Gauge,
+    store_bytes: Gauge,
+    packets: Gauge,
+    revision: Gauge<u64, AtomicU64>,
+}
+
+/// What is known only when somebody asks.
+pub(crate) struct Now {
+    /// Requests that wait for the engine.
+    pub(crate) waiting: usize,
+    pub(crate) under: Under,
+    /// Packets and their bytes on disk, where the store could say.
+    pub(crate) store: Option<(u64, u64)>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("addenda");
+        let mut seconds = |name: &str, help: &str, buckets: &[f64]| {
+            let histogram = Histogram::new(buckets.iter().copied());
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+            histogram
+        };
+        let ttft = seconds(
+            "ttft",
+            "From a request's arrival to its first token",
+            &WAITS,
+        );
+        let itl = seconds("itl", "Between two tokens of an answer", &GAPS);
+        let queue_wait = seconds("queue_wait", "Until the engine took a request in", &WAITS);
+        let edit = seconds("edit", "Edits and retirings, start to end", &EDITS);
+        let batch = Histogram::new(BATCHES);
+        registry.register("decode_batch", "Sequences of a decode step", batch.clone());
+        let tokens = Family::<Source, Counter>::default();
+        let help = "Tokens of contexts and answers by where they came from";
+        registry.register("tokens", help, tokens.clone());
+        let ended = Family::<Outcome, Counter>::default();
+        registry.register("answers", "Answers by how they ended", ended.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let running = gauge("running_sequences", "Sequences that the engine computes");
+        let waiting = gauge("waiting_requests", "Requests that wait for the engine");
+        let kv_bytes = gauge(
+            "kv_bytes",
+            "KV memory of running sequences, packets not counted",
+        );
+        let facts = gauge("active_facts", "Facts in the served weights");
+        let store_bytes = gauge("store_bytes", "Bytes of packets on disk");
+        let packets = gauge("packets", "Packets that can be read");
+        let revision = Gauge::<u64, AtomicU64>::default();
+        let help = "First 48 bits of the weights revision: it changes with every edit";
+        registry.register("weights_revision", help, revision.clone());
+        Self {
+            registry,
+            ttft,
+            itl,
+            queue_wait,
+            batch,
+            edit,
+            tokens,
+            ended,
+            running,
+            waiting,
+            kv_bytes,
+            facts,
+            store_bytes,
+            packets,
+            revision,
+        }
+    }
+
+    /// Tokens that came from somewhere: "computed", "packet", "prefix" or "generated".
+    pub(crate) fn tokens(&self, source: &'static str, count: usize) {
+        let counter = self.tokens.get_or_create(&Source { source });
+        counter.inc_by(count as u64);
+    }
+
+    /// One more answer that ended "well", "failed" or "cancelled".
+    pub(crate) fn ended(&self, outcome: &'static str) {
+        self.ended.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// What the engine holds between two rounds.
+    pub(crate) fn holds(&self, sequences: usize, kv_bytes: usize) {
+        let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
+        self.running.set(count(sequences));
+        self.kv_bytes.set(count(kv_bytes));
+    }
+
+    /// All of it, in Prometheus' text form.
+    pub(crate) fn text(&self, now: &Now) -> String {
+        let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.waiting.set(count(now.waiting as u64));
+        self.facts.set(count(now.under.active_facts as u64));
+        let mut first = 0_u64;
+        for byte in now.under.revision.0.iter().take(6) {
+            first = first << 8 | u64::from(*byte);
+        }
+        self.revision.set(first);
+        if let Some((packets, bytes)) = now.store {
+            self.packets.set(count(packets));
+            self.store_bytes.set(count(bytes));
+        }
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a String does not fail; what there is would be incomplete.
+            Err(error) => format!("# {error}\n"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Metrics, Now};
+    use crate::digest::Digest;
+    use crate::engine::command::{NO_ADAPTER, Under};
+
+    #[test]
+    fn what_was_counted_stands_in_the_text() {
+        let metrics = Metrics::new();
+        metrics.ttft.observe(0.3);
+        metrics.tokens("packet", 512);
+        metrics.ended("well");
+        metrics.holds(3, 4096);
+        let now = Now {
+            waiting: 2,
+            under: Under {
+                revision: Digest([1; 32]),
+                adapter: NO_ADAPTER,
+                active_facts: 7,
+                changed: false,
+            },
+            store: Some((5, 1_000)),
+        };
+        let text = metrics.text(&now);
+        for line in [
+            "addenda_ttft_seconds_bucket{le=\"0.5\"} 1",
+            "addenda_ttft_seconds_bucket{le=\"0.25\"} 0",
+            "addenda_tokens_total{source=\"packet\"} 512",
+            "addenda_answers_total{outcome=\"well\"} 1",
+            "addenda_running_sequences 3",
+            "addenda_kv_bytes 4096",
+            "addenda_waiting_requests 2",
+            "addenda_active_facts 7",
+            "addenda_store_bytes 1000",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Decoding on the CPU: one token for each of several sequences, by kernels of our own.
+//!
+//! A decode step is some thousand small products over weights that are read once: libtorch's
+//! dispatch of them takes longer than the memory does. So a step gathers slices of all that it
+//! touches — weights, tails, packets — and computes them in one go, in f32, whatever the weights
+//! are kept in. Other devices go through [`Transformer::forward`], a sequence at a time.
+//!
+//! Invariant: a sequence gets the same numbers alone and among others.
+
+mod attend;
+mod product;
+mod rows;
+mod step;
+mod wide;
+
+use crate::error::{Error, Result};
+use crate::kv::SequenceKv;
+use crate::tensor::{NoGrad, elements, int};
+use crate::transformer::{Input, Transformer};
+use half::bf16;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tch::{Device, Kind, Tensor};
+
+pub use rows::Packing;
+pub(crate) use rows::{Packed, Rows};
+pub(crate) use step::{Attention, Layer, Lie, Map, Memory, Norm, Place, Turn};
+pub(crate) use wide::Numbers;
+
+/// Rows of logits that are computed as decode steps are; more are a matrix product.
+const FEW: i64 = 16;
+
+/// The weights `[outputs, inputs]` of a map where libtorch keeps them, f32 or bf16 on the CPU.
+///
+/// # Errors
+/// A tensor that is something else.
+pub(crate) fn rows_of(weight: &Tensor) -> Result<Rows<'_>> {
+    let inputs = usize::try_from(weight.size2()?.1).unwrap_or(0);
+    // SAFETY: a model's weights are written by nobody while they are served; edits swap them.
+    unsafe {
+        match weight.kind() {
+            Kind::Float => Ok(Rows::F32 {
+                inputs,
+                numbers: elements(weight)?,
+            }),
+            Kind::BFloat16 => Ok(Rows::Bf16 {
+                inputs,
+                numbers: elements(weight)?,
+            }),
+            other => Err(Error::Invalid(format!("{other:?} weights can't be served"))),
+        }
+    }
+}
+
+/// Packs `weight [outputs, inputs]`; `None` where its rows don't divide into groups, or nothing is
+/// to be packed.
+///
+/// # Errors
+/// libtorch's.
+pub(crate) fn packed(weight: &Tensor, packing: Option<Packing>) -> Result<Option<Packed>> {
+    let Some(packing) = packing else {
+        return Ok(None);
+    };
+    let inputs = usize::try_from(weight.size2()?.1).unwrap_or(0);
+    let weight = weight.f_to_kind(Kind::Float)?.f_contiguous()?;
+    // SAFETY: as above.
+    let numbers = unsafe { elements::<f32>(&weight)? };
+    Ok(Packed::new(numbers, inputs, packing))
+}
+
+/// Which copy of the weights is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copy {
+    /// As the model was loaded.
+    Loaded,
+    /// Packed, where there is such a copy.
+    Packed,
+}
+
+impl Transformer {
+    /// Appends one token to each of several sequences and returns their hidden states after the last
+    /// norm, `[sequences, d]`. No gradients. On an error every context is as before.
+    ///
+    /// Reads the packed weights where there are any (see [`Self::pack`]).
+    ///
+    /// # Errors
+    /// An unknown id, not one id a sequence, a context grown too long, or libtorch's.
+    pub fn decode(&self, ids: &[u32], kvs: &mut [&mut SequenceKv]) -> Result<Tensor> {
+        let _guard = NoGrad::new();
+        if ids.is_empty() || ids.len() != kvs.len() {
+            return Err(Error::Invalid(format!(
+                "{} tokens for {} sequences",
+                ids.len(),
+                kvs.len()
+            )));
+        }
+        self.check_ids(ids)?;
+        for kv in &*kvs {
+            kv.check_room(1)?;
+        }
+        if self.device != Device::Cpu {
+            let each = ids.iter().zip(kvs);
+            let each = each.map(|(id, kv)| self.forward(Input::Ids(&[*id]), kv));
+            return Ok(Tensor::f_cat(&each.collect::<Result<Vec<_>>>()?, 0)?);
+        }
+        self.step(ids, kvs, Copy::Packed)
+    }
+
+    /// The step itself, on the CPU.
+    pub(crate) fn step(
+        &self,
+        ids: &[u32],
+        kvs: &mut [&mut SequenceKv],
+        copy: Copy,
+    ) -> Result<Tensor> {
+        let hidden = match self.kind {
+            Kind::Float => self.step_in::<f32>(ids, kvs, copy)?,
+            Kind::BFloat16 => self.step_in::<bf16>(ids, kvs, copy)?,
+            other => return Err(Error::Invalid(format!("{other:?} models can't decode"))),
+        };
+        for kv in kvs {
+            kv.advance(1);
+        }
+        let shape = [int(ids.len()), int(self.config.hidden_size)];
+        let hidden = Tensor::f_from_slice(&hidden)?.f_reshape(shape)?;
+        Ok(hidden.f_to_kind(self.kind)?)
+    }
+
+    fn step_in<E: Numbers>(
+        &self,
+        ids: &[u32],
+        kvs: &mut [&mut SequenceKv],
+        copy: Copy,
+    ) -> Result<Vec<f32>> {
+        let mut x = self.embedded::<E>(ids)?;
+        let layers: Vec<Layer<'_>> = self
+            .blocks
+            .iter()
+            .map(|block| block.for_decode(copy, self.has_local_rope()))
+            .collect::<Result<_>>()?;
+        let places: Vec<Place> = kvs.iter().map(|kv| self.place(kv)).collect();
+        let mut memories: Vec<Vec<Memory<'_, E>>> = layers.iter().map(|_| Vec::new()).collect();
+        for kv in kvs.iter_mut() {
+            for (layer, memory) in memories.iter_mut().zip(kv.memories::<E>()?) {
+                layer.push(memory?);
+            }
+        }
+        let norm = self.norm.for_decode();
+        let pool = self.pool()?;
+        Ok(pool.install(|| {
+            for (layer, memories) in layers.iter().zip(&mut memories) {
+                step::layer(layer, &places, memories, &mut x);
+            }
+            step::normed(&x, norm)
+        }))
+    }
+
+    /// Input embeddings `[ids, d]`, scaled.
+    fn embedded<E: Numbers>(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        // SAFETY: embeddings are written by nobody.
+        let all = unsafe { elements::<E>(self.embeddings())? };
+        let d = self.config.hidden_size;
+        let scale = self.config.embedding_scale as f32;
+        let rows = ids.iter().flat_map(|&id| {
+            let start = id as usize * d;
+            all.get(start..start + d).unwrap_or_default()
+        });
+        Ok(rows.map(|number| number.widen() * scale).collect())
+    }
+
+    /// Where the next token of `kv` stands.
+    fn place(&self, kv: &SequenceKv) -> Place {
+        let position = kv.len();
+        let from = |anchor: &i64| usize::try_from(int(position) - anchor).unwrap_or(0);
+        let anchors = kv.anchors();
+        let seen = std::iter::once(position).chain(anchors.iter().map(from));
+        let seen: Vec<usize> = seen.collect();
+        let (turns, local_turns) = self.turns(&seen);
+        Place {
+            position,
+            row: kv.own_tokens(),
+            lies: kv.lies_with_one_more(),
+            turns,
+            local_turns,
+        }
+    }
+
+    /// Hidden states `[sequences, d]` that [`Self::decode`] gave to logits, f32 `[sequences, vocab]`; by
+    /// packed weights where there are any.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn decode_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if self.is_few(hidden) {
+            return self.few_logits(hidden, Copy::Packed);
+        }
+        self.logits(hidden)
+    }
+
+    /// Hidden states `[.., d]` of a few rows to logits, f32 `[.., vocab]`, on the CPU.
+    pub(crate) fn few_logits(&self, hidden: &Tensor, copy: Copy) -> Result<Tensor> {
+        let d = self.config.hidden_size;
+        let x = hidden.f_to_kind(Kind::Float)?.f_reshape([-1])?;
+        let x = Vec::<f32>::try_from(x)?;
+        let map = Map {
+            rows: self.output_rows(copy)?,
+            bias: Vec::new(),
+            outputs: self.config.vocab_size,
+        };
+        let logits = self.pool()?.install(|| map.of(&x, d));
+        let mut shape = hidden.size();
+        shape.pop();
+        shape.push(int(self.config.vocab_size));
+        Ok(Tensor::f_from_slice(&logits)?.f_reshape(shape)?)
+    }
+
+    /// Whether logits of `hidden [.., d]` are a few rows that nobody differentiates.
+    pub(crate) fn is_few(&self, hidden: &Tensor) -> bool {
+        let rows = int(hidden.numel()) / int(self.config.hidden_size.max(1));
+        self.device == Device::Cpu && rows <= FEW && !hidden.requires_grad()
+    }
+
+    /// The threads that decode, as many as libtorch has.
+    fn pool(&self) -> Result<&ThreadPool> {
+        if let Some(pool) = self.pool.get() {
+            return Ok(pool);
+        }
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|index| format!("decode-{index}"))
+            .build();
+        let pool = pool.map_err(|error| {
+            Error::Invalid(format!("threads for decoding can't be started: {error}"))
+        })?;
+        Ok(self.pool.get_or_init(|| pool))
+    }
+}

@@ -1,0 +1,576 @@
+//! Sixteen numbers at a time: the processor's vectors, behind one name.
+//!
+//! Owns the only code that not every processor can run, and the choice of it. A kernel is a [`Work`],
+//! written once over any [`Vector`] and compiled for each; [`widest`] runs the one that this processor
+//! is fastest with. Everything is arithmetic in f32, and each kind of vector adds in the same order.
+
+use crate::tensor::Element;
+use half::bf16;
+
+/// Numbers in a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen f32.
+///
+/// Every function of an implementation, and whatever calls it up to [`Work::run`], must be
+/// `#[inline(always)]`: only then is it compiled for the processor that it is for. Closures that go into
+/// an iterator's `map`, `sum` or `collect` are not; so kernels are written with `for`.
+pub(crate) trait Vector: Copy {
+    fn splat(number: f32) -> Self;
+    fn load(from: &[f32; LANES]) -> Self;
+    fn load_bf16(from: &[bf16; LANES]) -> Self;
+    fn load_i8(from: &[i8; LANES]) -> Self;
+    /// The low nibbles of sixteen bytes, and the high ones.
+    fn load_nibbles(from: &[u8; LANES]) -> [Self; 2];
+    fn store(self, to: &mut [f32; LANES]);
+    fn multiply(self, by: Self) -> Self;
+    fn plus(self, other: Self) -> Self;
+    /// `self · by + to`.
+    fn multiply_add(self, by: Self, to: Self) -> Self;
+
+    fn divide(self, by: Self) -> Self;
+    /// The larger one of each.
+    fn at_least(self, other: Self) -> Self;
+    /// The smaller one of each.
+    fn at_most(self, other: Self) -> Self;
+    /// 2ⁿ of whole numbers from -126 to 127.
+    fn power_of_two(self) -> Self;
+    /// The sum of all sixteen: the upper half is added to the lower one until one is left.
+    fn sum(self) -> f32;
+
+    /// eˣ to a few units in the last place, of x from -87 to 88 (others count as the nearer of these):
+    /// 2ⁿ · e^r with r within ± ln 2 / 2, and e^r by its Taylor series, of which what is left out is
+    /// below 2⁻²⁴ there.
+    #[inline(always)]
+    fn exp(self) -> Self {
+        const LN_2_HIGH: f32 = 0.693_359_4;
+        const LN_2_LOW: f32 = -2.121_944_4e-4;
+        /// Adding this and taking it away again rounds to a whole number.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.at_least(Self::splat(-87.0)).at_most(Self::splat(88.0));
+        let n = x.multiply_add(Self::splat(std::f32::consts::LOG2_E), Self::splat(ROUND));
+        let n = n.plus(Self::splat(-ROUND));
+        let r = n.multiply_add(Self::splat(-LN_2_HIGH), x);
+        let r = n.multiply_add(Self::splat(-LN_2_LOW), r);
+        let mut series = Self::splat(1.0 / 720.0);
+        for term in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            series = series.multiply_add(r, Self::splat(term));
+        }
+        series.multiply(n.power_of_two())
+    }
+}
+
+/// A loop that is worth vectors.
+pub(crate) trait Work {
+    /// What it gives.
+    type Output;
+    /// Does it.
+    fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Does `work` with the widest vectors that this processor has.
+pub(crate) fn widest<W: Work>(work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if x86::has_avx512() {
+            // SAFETY: the processor has the instructions.
+            return unsafe { x86::with_avx512(work) };
+        }
+        if x86::has_avx2() {
+            // SAFETY: the processor has the instructions.
+            return unsafe { x86::with_avx2(work) };
+        }
+    }
+    work.run::<Plain>()
+}
+
+/// The first numbers of `from`, as f32; zeros behind them.
+#[inline(always)]
+pub(crate) fn load<V: Vector, E: Numbers>(from: &[E]) -> V {
+    match from.first_chunk() {
+        Some(whole) => E::load(whole),
+        None => {
+            let mut padded = [E::narrow(0.0); LANES];
+            for (to, from) in padded.iter_mut().zip(from) {
+                *to = *from;
+            }
+            E::load(&padded)
+        }
+    }
+}
+
+/// Asks for the memory that lies a little behind `this`, which is read soon: rows lie one after the
+/// other, and the processor's own guesses stop at the border of a page.
+#[inline(always)]
+pub(crate) fn ahead<T>(this: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and may be of any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(this).cast::<i8>().wrapping_add(AHEAD))
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = this;
+}
+
+/// Bytes that [`ahead`] looks ahead.
+const AHEAD: usize = 3072;
+
+/// Elements that vectors are loaded from.
+pub(crate) trait Numbers: Element {
+    fn load<V: Vector>(from: &[Self; LANES]) -> V;
+}
+
+impl Numbers for f32 {
+    #[inline(always)]
+    fn load<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load(from)
+    }
+}
+
+impl Numbers for bf16 {
+    #[inline(always)]
+    fn load<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load_bf16(from)
+    }
+}
+
+/// Sixteen f32 on any processor.
+#[derive(Clone, Copy)]
+struct Plain([f32; LANES]);
+
+impl Plain {
+    /// `make` of each number with its counterpart.
+    #[inline(always)]
+    fn with(self, other: Self, make: impl Fn(f32, f32) -> f32) -> Self {
+        let mut numbers = self.0;
+        for (number, other) in numbers.iter_mut().zip(other.0) {
+            *number = make(*number, other);
+        }
+        Self(numbers)
+    }
+}
+
+impl Vector for Plain {
+    #[inline(always)]
+    fn splat(number: f32) -> Self {
+        Self([number; LANES])
+    }
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        Self(*from)
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; LANES]) -> Self {
+        Self(from.map(Element::widen))
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; LANES]) -> Self {
+        Self(from.map(f32::from))
+    }
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES]) -> [Self; 2] {
+        let low = from.map(|pair| f32::from(pair & 15));
+        [Self(low), Self(from.map(|pair| f32::from(pair >> 4)))]
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        *to = self.0;
+    }
+    #[inline(always)]
+    fn multiply(self, by: Self) -> Self {
+        self.with(by, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn plus(self, other: Self) -> Self {
+        self.with(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn multiply_add(self, by: Self, to: Self) -> Self {
+        let mut numbers = to.0;
+        for ((number, a), b) in numbers.iter_mut().zip(self.0).zip(by.0) {
+            *number = a.mul_add(b, *number);
+        }
+        Self(numbers)
+    }
+    #[inline(always)]
+    fn divide(self, by: Self) -> Self {
+        self.with(by, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn at_least(self, other: Self) -> Self {
+        self.with(other, f32::max)
+    }
+    #[inline(always)]
+    fn at_most(self, other: Self) -> Self {
+        self.with(other, f32::min)
+    }
+    #[inline(always)]
+    fn power_of_two(self) -> Self {
+        let power = |n: f32| f32::from_bits(((n as i32 + 127) << 23).cast_unsigned());
+        Self(self.0.map(power))
+    }
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut numbers = self.0;
+        let mut left = LANES;
+        while left > 1 {
+            left /= 2;
+            let (low, high) = numbers.split_at_mut(left);
+            for (low, high) in low.iter_mut().zip(high) {
+                *low += *high;
+            }
+        }
+        let [sum, ..] = numbers;
+        sum
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! The vectors of x86-64 processors. Every function here is sound only on a processor that has the
+    //! instructions, which [`widest`](super::widest) sees to: nothing else can name these types.
+
+    use super::{LANES, Vector, Work};
+    use half::bf16;
+    use std::arch::x86_64::{
+        __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_and_si128, _mm_bsrli_si128, _mm_cvtss_f32,
+        _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_set1_epi8, _mm_srli_epi16,
+        _mm256_add_epi32, _mm256_add_ps, _mm256_castpd_ps, _mm256_castps256_ps128,
+        _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtps_epi32, _mm256_div_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_loadu_si256, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_set1_epi32,
+        _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps, _mm512_add_ps, _mm512_castps_pd,
+        _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
+        _mm512_cvtepu16_epi32, _mm512_div_ps, _mm512_extractf64x4_pd, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_scalef_ps,
+        _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    };
+
+    pub(super) fn has_avx512() -> bool {
+        std::arch::is_x86_feature_detected!("avx512f")
+    }
+
+    pub(super) fn has_avx2() -> bool {
+        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+    }
+
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) fn with_avx512<W: Work>(work: W) -> W::Output {
+        work.run::<One>()
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn with_avx2<W: Work>(work: W) -> W::Output {
+        work.run::<Two>()
+    }
+
+    /// One register of AVX-512.
+    #[derive(Clone, Copy)]
+    struct One(__m512);
+
+    /// Two registers of AVX2.
+    #[derive(Clone, Copy)]
+    struct Two(__m256, __m256);
+
+    // SAFETY, of every block below: the processor has the instructions (see the module), and each load
+    // or store is as long as the array that it is given.
+
+    impl Vector for One {
+        #[inline(always)]
+        fn splat(number: f32) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_set1_ps(number)) }
+        }
+        #[inline(always)]
+        fn load(from: &[f32; LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_loadu_ps(from.as_ptr())) }
+        }
+        #[inline(always)]
+        fn load_bf16(from: &[bf16; LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let halves = _mm256_loadu_si256(from.as_ptr().cast());
+                let whole = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves));
+                Self(_mm512_castsi512_ps(whole))
+            }
+        }
+        #[inline(always)]
+        fn load_i8(from: &[i8; LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.as_ptr().cast());
+                Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+            }
+        }
+        #[inline(always)]
+        fn load_nibbles(from: &[u8; LANES]) -> [Self; 2] {
+            // SAFETY: see above.
+            unsafe {
+                let pairs = _mm_loadu_si128(from.as_ptr().cast());
+                let mask = _mm_set1_epi8(15);
+                let low = _mm_and_si128(pairs, mask);
+                let high = _mm_and_si128(_mm_srli_epi16::<4>(pairs), mask);
+                [low, high].map(|four| Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(four))))
+            }
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; LANES]) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
+        }
+        #[inline(always)]
+        fn multiply(self, by: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_mul_ps(self.0, by.0)) }
+        }
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_add_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn multiply_add(self, by: Self, to: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_fmadd_ps(self.0, by.0, to.0)) }
+        }
+        #[inline(always)]
+        fn divide(self, by: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_div_ps(self.0, by.0)) }
+        }
+        #[inline(always)]
+        fn at_least(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn at_most(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_min_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        fn power_of_two(self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm512_scalef_ps(_mm512_set1_ps(1.0), self.0)) }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: see above.
+            unsafe {
+                let high = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0));
+                sum_of_two(_mm512_castps512_ps256(self.0), _mm256_castpd_ps(high))
+            }
+        }
+    }
+
+    impl Vector for Two {
+        #[inline(always)]
+        fn splat(number: f32) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm256_set1_ps(number), _mm256_set1_ps(number)) }
+        }
+        #[inline(always)]
+        fn load(from: &[f32; LANES]) -> Self {
+            let (low, high) = from.split_at(LANES / 2);
+            // SAFETY: see above; each half has eight numbers.
+            unsafe {
+                Self(
+                    _mm256_loadu_ps(low.as_ptr()),
+                    _mm256_loadu_ps(high.as_ptr()),
+                )
+            }
+        }
+        #[inline(always)]
+        fn load_bf16(from: &[bf16; LANES]) -> Self {
+            let (low, high) = from.split_at(LANES / 2);
+            let [low, high] = [low, high].map(|half| {
+                // SAFETY: see above; each half has eight numbers of two bytes.
+                unsafe {
+                    let half = _mm_loadu_si128(half.as_ptr().cast());
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+                }
+            });
+            Self(low, high)
+        }
+        #[inline(always)]
+        fn load_i8(from: &[i8; LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bytes = _mm_loadu_si128(from.as_ptr().cast());
+                let high = _mm_bsrli_si128::<8>(bytes);
+                Self(
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
+                )
+            }
+        }
+        #[inline(always)]
+        fn load_nibbles(from: &[u8; LANES]) -> [Self; 2] {
+            let low = from.map(|pair| (pair & 15).cast_signed());
+            let high = from.map(|pair| (pair >> 4).cast_signed());
+            [Self::load_i8(&low), Self::load_i8(&high)]
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f32; LANES]) {
+            let (low, high) = to.split_at_mut(LANES / 2);
+            // SAFETY: see above; each half has eight numbers.
+            unsafe {
+                _mm256_storeu_ps(low.as_mut_ptr(), self.0);
+                _mm256_storeu_ps(high.as_mut_ptr(), self.1);
+            }
+        }
+        #[inline(always)]
+        fn multiply(self, by: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm256_mul_ps(self.0, by.0), _mm256_mul_ps(self.1, by.1)) }
+        }
+        #[inline(always)]
+        fn plus(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_add_ps(self.0, other.0),
+                    _mm256_add_ps(self.1, other.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn multiply_add(self, by: Self, to: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_fmadd_ps(self.0, by.0, to.0),
+                    _mm256_fmadd_ps(self.1, by.1, to.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn divide(self, by: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm256_div_ps(self.0, by.0), _mm256_div_ps(self.1, by.1)) }
+        }
+        #[inline(always)]
+        fn at_least(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_max_ps(self.0, other.0),
+                    _mm256_max_ps(self.1, other.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn at_most(self, other: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self(
+                    _mm256_min_ps(self.0, other.0),
+                    _mm256_min_ps(self.1, other.1),
+                )
+            }
+        }
+        #[inline(always)]
+        fn power_of_two(self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(power_of_two(self.0), power_of_two(self.1)) }
+        }
+        #[inline(always)]
+        fn sum(self) -> f32 {
+            // SAFETY: see above.
+            unsafe { sum_of_two(self.0, self.1) }
+        }
+    }
+
+    /// 2ⁿ of eight whole numbers, put together as bits.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn power_of_two(n: __m256) -> __m256 {
+        let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+
+    /// The sum of sixteen numbers in two registers.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn sum_of_two(low: __m256, high: __m256) -> f32 {
+        let eight = _mm256_add_ps(low, high);
+        let four = _mm_add_ps(
+            _mm256_castps256_ps128(eight),
+            _mm256_extractf128_ps::<1>(eight),
+        );
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LANES, Plain, Vector, Work, load, widest};
+    use half::bf16;
+
+    #[test]
+    fn the_exponential_is_exact_to_a_few_units_in_the_last_place() {
+        for step in -17_400..17_600_i32 {
+            let x = step as f32 * 0.005;
+            let mut found = [0.0; LANES];
+            Plain::splat(x).exp().store(&mut found);
+            let exact = f64::from(x).exp();
+            let apart = (f64::from(found[0]) - exact).abs() / exact;
+            assert!(apart < 3e-7, "exp({x}): {apart:e} apart");
+        }
+    }
+
+    /// All that a vector can do, as numbers.
+    struct All;
+
+    impl Work for All {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<V: Vector>(self) -> Vec<f32> {
+            let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 * 0.37 - 2.0);
+            let halves = numbers.map(bf16::from_f32);
+            let bytes: [i8; LANES] = std::array::from_fn(|i| (i as i32 * 17 - 128) as i8);
+            let pairs: [u8; LANES] = std::array::from_fn(|i| (i * 17) as u8);
+            let [low, high] = V::load_nibbles(&pairs);
+            let made: [V; 12] = [
+                load(&numbers),
+                load(&halves),
+                load(&numbers[..5]),
+                V::load_i8(&bytes),
+                low,
+                high,
+                V::load(&numbers).multiply(V::splat(3.0)),
+                V::load(&numbers).plus(V::load_i8(&bytes)),
+                V::load(&numbers).divide(V::splat(3.0)),
+                V::load(&numbers).at_least(V::splat(0.1)),
+                V::load(&numbers).at_most(V::splat(0.1)),
+                V::load_i8(&bytes).exp(),
+            ];
+            let mut out = Vec::new();
+            for vector in made {
+                let mut numbers = [0.0; LANES];
+                vector.store(&mut numbers);
+                out.extend(numbers);
+                out.push(vector.sum());
+                out.push(vector.multiply_add(V::splat(2.0), V::splat(1.0)).sum());
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn every_processor_computes_the_same() {
+        let plain = All.run::<Plain>();
+        assert_eq!(widest(All), plain);
+        #[cfg(target_arch = "x86_64")]
+        if super::x86::has_avx2() {
+            // SAFETY: the processor has the instructions.
+            assert_eq!(unsafe { super::x86::with_avx2(All) }, plain);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Decode steps: many sequences together give what each gives alone, also from packed weights.
+
+use crate::tiny;
+use crate::transformer::{furthest, ids, serve, variants};
+use addenda_model::{Architecture, Packing, SequenceKv, Transformer};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// Contexts of several lengths: own tokens, then a packet in the middle of some, then own tokens.
+fn contexts(model: &Transformer) -> Vec<SequenceKv> {
+    let mut alone = model.new_kv().unwrap();
+    let _ = serve(model, &ids(21, 9), &mut alone);
+    let packet = Rc::new(alone.into_packet().unwrap());
+    let lengths = [(3, true), (30, false), (7, true), (1, false), (12, true)];
+    let contexts = lengths
+        .iter()
+        .zip(0..)
+        .map(|(&(tokens, with_packet), salt)| {
+            let mut kv = model.new_kv().unwrap();
+            let _ = serve(model, &ids(tokens, salt), &mut kv);
+            if with_packet {
+                kv.attach(Rc::clone(&packet)).unwrap();
+                let _ = serve(model, &ids(4, salt + 50), &mut kv);
+            }
+            kv
+        });
+    contexts.collect()
+}
+
+/// Logits `[steps, sequences, V]` of a few tokens behind each of `contexts`, computed together.
+fn decoded(model: &Transformer, contexts: &mut [SequenceKv]) -> Tensor {
+    let steps = (0..4_u32).map(|step| {
+        let ids: Vec<u32> = (0..contexts.len() as u32).map(|i| 7 * step + i).collect();
+        let mut kvs: Vec<&mut SequenceKv> = contexts.iter_mut().collect();
+        let hidden = model.decode(&ids, &mut kvs).unwrap();
+        model.decode_logits(&hidden).unwrap()
+    });
+    Tensor::stack(&steps.collect::<Vec<_>>(), 0)
+}
+
+/// The same with every sequence by itself.
+fn decoded_alone(model: &Transformer, contexts: &mut [SequenceKv]) -> Tensor {
+    let each = contexts.iter_mut().enumerate().map(|(index, kv)| {
+        let steps = (0..4_u32).map(|step| {
+            let hidden = model.decode(&[7 * step + index as u32], &mut [kv]).unwrap();
+            model.decode_logits(&hidden).unwrap()
+        });
+        Tensor::cat(&steps.collect::<Vec<_>>(), 0)
+    });
+    Tensor::stack(&each.collect::<Vec<_>>(), 1)
+}
+
+#[test]
+fn a_sequence_gets_the_same_numbers_alone_and_among_others() {
+    for (name, model) in variants() {
+        let together = decoded(&model, &mut contexts(&model));
+        let alone = decoded_alone(&model, &mut contexts(&model));
+        assert_eq!(together, alone, "{name}");
+    }
+}
+
+#[test]
+fn packed_weights_give_nearly_the_same_and_bf16_and_f32_contexts_both_decode() {
+    for (packing, most) in [(Packing::Int8, 0.02), (Packing::Int4, 0.25)] {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let mut model = tiny::model(tiny::config(Architecture::Llama), 5, kind);
+            let loaded = decoded(&model, &mut contexts(&model));
+            let bytes = model.pack(Some(packing)).unwrap();
+            let packed = decoded(&model, &mut contexts(&model));
+            let apart = furthest(&packed, &loaded) / loaded.abs().max().double_value(&[]);
+            assert!(
+                bytes > 0 && apart > 0.0 && apart < most,
+                "{packing:?} {kind:?}: {apart}"
+            );
+            assert_eq!(model.pack(None).unwrap(), 0);
+            assert_eq!(decoded(&model, &mut contexts(&model)), loaded);
+        }
+    }
+}
+
+#[test]
+fn an_edit_is_decoded_as_it_is_served_and_not_from_packed_weights() {
+    let mut model = tiny::model(tiny::config(Architecture::Llama), 6, Kind::Float);
+    model.pack(Some(Packing::Int4)).unwrap();
+    let before = decoded(&model, &mut contexts(&model));
+    // So small that four bits would swallow it.
+    let edited = model.base_down_proj(1).unwrap() * (1.0 + 1e-4);
+    let overlay = model.overlay(&BTreeMap::from([(1, edited)])).unwrap();
+    model.install(&overlay).unwrap();
+    let with_edit = decoded(&model, &mut contexts(&model));
+    model
+        .install(&model.overlay(&BTreeMap::new()).unwrap())
+        .unwrap();
+    let retired = decoded(&model, &mut contexts(&model));
+    assert_ne!(with_edit, before);
+    assert_eq!(retired, before);
+}
+
+#[test]
+fn a_batch_with_a_context_that_is_full_changes_nobodys_context() {
+    let model = tiny::model(tiny::config(Architecture::Llama), 7, Kind::Float);
+    let context = model.config().context;
+    let mut full = model.new_kv().unwrap();
+    let _ = serve(&model, &ids(context, 1), &mut full);
+    let mut short = model.new_kv().unwrap();
+    let _ = serve(&model, &ids(5, 2), &mut short);
+    let refused = model.decode(&[1, 2], &mut [&mut short, &mut full]);
+    assert!(refused.unwrap_err().to_string().contains("context"));
+    assert_eq!((short.len(), full.len()), (5, context));
+    assert!(model.decode(&[1, 2], &mut [&mut short]).is_err());
+}
