@@ -394,3 +394,55 @@ impl Row for Fours<'_> {
         sum
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Data, GROUP, Packed, Packing};
+    use crate::tensor::Element;
+
+    fn weights() -> Vec<f32> {
+        let number = |i: u32| ((i * 2_654_435) % 1999) as f32 / 999.0 - 1.0;
+        (0..3 * GROUP as u32).map(number).collect()
+    }
+
+    #[test]
+    fn eight_bits_are_half_a_step_from_every_weight_at_most() {
+        let weights = weights();
+        let packed = Packed::new(&weights, GROUP, Packing::Int8).map(|packed| packed.data);
+        let Some(Data::Int8 { numbers, scales }) = packed else {
+            panic!("a row of one group can be packed")
+        };
+        for (place, weight) in weights.iter().enumerate() {
+            let scale = scales[place / GROUP].widen();
+            let apart = (f32::from(numbers[place]) * scale - weight).abs();
+            assert!(apart <= scale * 0.501, "{place}: {apart} of {scale}");
+        }
+    }
+
+    #[test]
+    fn four_bits_are_half_a_step_from_every_weight_at_most() {
+        let weights = weights();
+        let packed = Packed::new(&weights, GROUP, Packing::Int4).map(|packed| packed.data);
+        let Some(Data::Int4 {
+            pairs,
+            scales,
+            lows,
+        }) = packed
+        else {
+            panic!("a row of one group can be packed")
+        };
+        for (place, weight) in weights.iter().enumerate() {
+            let (group, within) = (place / GROUP, place % GROUP);
+            let pair = pairs[group * GROUP / 2 + within % (GROUP / 2)];
+            let number = if within < GROUP / 2 { pair & 15 } else { pair >> 4 };
+            let scale = scales[group].widen();
+            let apart = (f32::from(number) * scale + lows[group].widen() - weight).abs();
+            assert!(apart <= scale * 0.501, "{place}: {apart} of {scale}");
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_divide_into_groups_are_left_alone() {
+        assert!(Packed::new(&weights(), GROUP - 1, Packing::Int8).is_none());
+    }
+}
