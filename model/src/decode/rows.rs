@@ -434,7 +434,11 @@ mod tests {
         for (place, weight) in weights.iter().enumerate() {
             let (group, within) = (place / GROUP, place % GROUP);
             let pair = pairs[group * GROUP / 2 + within % (GROUP / 2)];
-            let number = if within < GROUP / 2 { pair & 15 } else { pair >> 4 };
+            let number = if within < GROUP / 2 {
+                pair & 15
+            } else {
+                pair >> 4
+            };
             let scale = scales[group].widen();
             let apart = (f32::from(number) * scale + lows[group].widen() - weight).abs();
             assert!(apart <= scale * 0.501, "{place}: {apart} of {scale}");
