@@ -7,8 +7,8 @@
 //! n namespace id    -> nothing             d namespace name  -> document
 //! r id ns name      -> part, parts         h ns name id      -> nothing (made for that document)
 //! u id              -> last use, ms        g key             -> why the packet is gone
-//! p id              -> nothing (pinned)    c                 -> checkpoint
-//! v                 -> version of all this
+//! p id              -> nothing (pinned)    s ns source id    -> nothing
+//! c                 -> checkpoint          v                 -> version of all this
 //! ```
 //! Owns keys, values and how an event changes them. Never reads an extent, never decides what happens. Invariants:
 //! an event is one atomic batch; applying events again from the checkpoint on leads to the same state; everything
@@ -40,7 +40,7 @@ pub(crate) struct Change {
 }
 
 /// Version of keys and values. An index of another one is made anew.
-const INDEX_VERSION: u16 = 2;
+const INDEX_VERSION: u16 = 3;
 
 /// The open index.
 #[derive(Debug)]
@@ -93,6 +93,7 @@ impl Index {
             namespace_key(b'n', &manifest.header.namespace, manifest.id.as_bytes()),
             &[],
         );
+        batch.insert(source_key(manifest), &[]);
         batch.remove(key(b'g', manifest.header.key.as_bytes()));
         if !manifest.header.document.is_empty() {
             batch.insert(maker_key(manifest), &[]);
@@ -141,6 +142,7 @@ impl Index {
                 id.as_bytes(),
             ));
             batch.remove(maker_key(manifest));
+            batch.remove(source_key(manifest));
         }
         for mut document in self.documents_of(id)? {
             document
@@ -288,6 +290,14 @@ fn encode_place((part, parts): Place) -> [u8; 8] {
 fn maker_key(manifest: &Manifest) -> Vec<u8> {
     let header = &manifest.header;
     let mut key = made_for_key(&header.namespace, &header.document);
+    key.extend_from_slice(manifest.id.as_bytes());
+    key
+}
+
+/// The entry of a packet among those of its document's text.
+fn source_key(manifest: &Manifest) -> Vec<u8> {
+    let header = &manifest.header;
+    let mut key = namespace_key(b's', &header.namespace, &header.source);
     key.extend_from_slice(manifest.id.as_bytes());
     key
 }

@@ -6,6 +6,7 @@
 //! whole, in the order of its text, or not at all; a changed text takes the place of the old one at
 //! one stroke, when all of it is durable.
 
+pub(crate) mod gone;
 pub(crate) mod joint;
 mod keep;
 
@@ -20,7 +21,7 @@ use crate::engine::Engine;
 use crate::engine::command::{Form, Origin, Ticket};
 use crate::error::{Error, Result};
 use crate::limits;
-use crate::packets::{PacketSource, Packets};
+use crate::packets::{PacketSource, Packets, Stale};
 use crate::prompt;
 use crate::turns::{Turn, Turns};
 
@@ -92,6 +93,15 @@ pub(crate) struct Resolved {
     pub(crate) packet: Option<(PacketId, PacketSource)>,
     /// Whether that packet had to be computed now.
     pub(crate) rebuilt: bool,
+    /// Why the document's packets had to be computed; with its first part only.
+    pub(crate) missed: Option<Missed>,
+}
+
+/// A document whose packets did not serve.
+pub(crate) struct Missed {
+    /// As the request named it.
+    pub(crate) document: String,
+    pub(crate) stale: Stale,
 }
 
 /// Packets that are all of what a reference means, of one origin.
@@ -124,9 +134,14 @@ impl Documents {
         }
     }
 
+    /// The digest of a text, by which its packets are found whatever they were made under.
+    pub(crate) fn source(text: &str) -> Digest {
+        Digest(blake3::derive_key(SOURCE_CONTEXT, text.as_bytes()))
+    }
+
     /// Waits for the turn of a document's name; an empty one is the digest of the text.
     pub(crate) async fn named(&self, namespace: &str, name: &str, text: String) -> Named {
-        let source = Digest(blake3::derive_key(SOURCE_CONTEXT, text.as_bytes()));
+        let source = Self::source(&text);
         let name = match name {
             "" => source.to_string(),
             name => name.to_owned(),
@@ -196,11 +211,13 @@ impl Documents {
                 ids,
                 packet: None,
                 rebuilt: false,
+                missed: None,
             };
             return Ok(ids.into_iter().map(plain).collect());
         }
-        let stale = |manifest: &Manifest| self.packets.stale(manifest, origin).is_some();
-        let stored = if edition.manifests.iter().any(stale) {
+        let stale = |manifest: &Manifest| self.packets.stale(manifest, origin);
+        let stale = edition.manifests.iter().find_map(stale);
+        let stored = if stale.is_some() {
             let document = Document {
                 namespace: namespace.to_owned(),
                 name: edition.name,
@@ -216,6 +233,8 @@ impl Documents {
             }
         };
         let packets = self.packets.clone();
+        let document = reference.to_owned();
+        let mut missed = stale.map(|stale| Missed { document, stale });
         blocking(move || {
             let parts = ids.into_iter().zip(stored.parts);
             let open = parts.map(|(ids, (manifest, rebuilt))| {
@@ -223,6 +242,7 @@ impl Documents {
                     ids,
                     packet: Some((manifest.id, packets.open(&manifest)?)),
                     rebuilt,
+                    missed: missed.take(),
                 })
             });
             open.collect()

@@ -49,6 +49,23 @@ struct Identity {
     codec: Codec,
 }
 
+/// The part of a key in which a packet differs from the one that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Differs {
+    Revision,
+    Adapter,
+    Codec,
+    Rope,
+    Tokenizer,
+}
+
+/// Why a packet does not serve.
+#[derive(Debug, Clone)]
+pub(crate) struct Stale {
+    pub(crate) differs: Differs,
+    pub(crate) reason: String,
+}
+
 /// A document's KV that is to be kept.
 pub(crate) struct Keep<'a> {
     pub(crate) namespace: &'a str,
@@ -193,11 +210,13 @@ impl Packets {
     }
 
     /// Why a packet does not serve where one of `origin` is wanted; none if it does.
-    pub(crate) fn stale(&self, manifest: &Manifest, origin: Origin) -> Option<String> {
+    pub(crate) fn stale(&self, manifest: &Manifest, origin: Origin) -> Option<Stale> {
         let header = &manifest.header;
+        let stale = |differs, reason| Some(Stale { differs, reason });
         if header.revision != origin.revision.0 {
             let (made, now) = (Digest(header.revision), origin.revision);
-            return Some(format!("made under weights revision {made}, now {now}"));
+            let reason = format!("made under weights revision {made}, now {now}");
+            return stale(Differs::Revision, reason);
         }
         if header.adapter != origin.adapter.0 {
             let name = |digest: Digest| match digest == NO_ADAPTER {
@@ -205,16 +224,20 @@ impl Packets {
                 false => format!("adapter {digest}"),
             };
             let (made, now) = (Digest(header.adapter), origin.adapter);
-            return Some(format!("made with {}, now {}", name(made), name(now)));
+            let reason = format!("made with {}, now {}", name(made), name(now));
+            return stale(Differs::Adapter, reason);
         }
         if header.dtype != self.dtype() {
-            return Some(format!("made as {}, now {}", header.dtype, self.dtype()));
+            let reason = format!("made as {}, now {}", header.dtype, self.dtype());
+            return stale(Differs::Codec, reason);
         }
         if header.rope != self.identity.rope {
-            return Some("made with other RoPE settings".to_owned());
+            return stale(Differs::Rope, "made with other RoPE settings".to_owned());
         }
-        (header.tokenizer != self.identity.tokenizer)
-            .then(|| "made with another tokenizer".to_owned())
+        if header.tokenizer != self.identity.tokenizer {
+            return stale(Differs::Tokenizer, "made with another tokenizer".to_owned());
+        }
+        None
     }
 
     /// The RoPE settings as keys and headers spell them.
@@ -307,6 +330,15 @@ impl Shelf {
         };
         self.open.insert(source.id, opened);
         Ok(packet)
+    }
+
+    /// Closes packets; who reads one still holds it.
+    pub(crate) fn forget(&mut self, ids: &[PacketId]) {
+        for id in ids {
+            if let Some(opened) = self.open.remove(id) {
+                self.bytes -= opened.bytes;
+            }
+        }
     }
 
     fn make_room(&mut self, bytes: u64) {

@@ -196,6 +196,20 @@ impl Index {
             .collect()
     }
 
+    /// Up to `limit` packets that were made of a text.
+    pub(crate) fn of_source(
+        &self,
+        namespace: &str,
+        source: &[u8; 32],
+        limit: usize,
+    ) -> Result<Vec<PacketId>> {
+        let prefix = namespace_key(b's', namespace, source);
+        let entries = self.db.scan_prefix(&prefix).keys().take(limit);
+        entries
+            .map(|entry| id(entry?.get(prefix.len()..).unwrap_or_default()))
+            .collect()
+    }
+
     /// Keys from `prefix` + `after` on, that one not included.
     fn behind(
         &self,

@@ -217,6 +217,19 @@ impl Store {
         ))
     }
 
+    /// Up to `limit` packets that were made of a text, whatever else they were derived from.
+    pub fn of_source(
+        &self,
+        namespace: &str,
+        source: &[u8; 32],
+        limit: usize,
+    ) -> Result<Vec<Manifest>> {
+        check_namespace(namespace)?;
+        let ids = self.index.of_source(namespace, source, limit)?;
+        let manifests: Result<Vec<_>> = ids.iter().map(|id| self.live_id(id)).collect();
+        Ok(manifests?.into_iter().flatten().collect())
+    }
+
     /// The live packet of a key.
     pub(super) fn live(&self, key: &PacketKey) -> Result<Option<Manifest>> {
         let Some(id) = self.index.id_of(key)? else {

@@ -1,17 +1,16 @@
 //! Joint packets (CAG, Chan et al. 2025): what stands before the documents and the documents, in this
 //! order, prefilled together. Standing at the beginning of a context, such a packet is exact.
 //!
-//! Owns how they are found, made and forgotten. A joint packet has no name: whoever asks for the same
+//! Owns how they are found and made. A joint packet has no name: whoever asks for the same
 //! tokens in the same namespace finds it by its key. Invariant: it is kept as it was computed, whatever
 //! the codec of other packets.
 
-use addenda_cache::{Manifest, PacketId, Removed, Store};
+use addenda_cache::PacketId;
 use addenda_model::Codec;
 
 use super::{Documents, blocking};
 use crate::engine::command::{Build, Command, Form, Ticket};
 use crate::error::Result;
-use crate::limits;
 use crate::packets::{Keep, PacketSource};
 
 /// Domain of the digest of a joint packet's tokens.
@@ -69,43 +68,4 @@ impl Documents {
         })
         .await
     }
-}
-
-/// Deletes the joint packets in which a document stands. To be called while it still has its packets;
-/// touches the disk.
-///
-/// # Errors
-/// The store's.
-pub(crate) fn forget(store: &Store, namespace: &str, name: &str) -> Result<Removed> {
-    let mut removed = Removed::default();
-    let mut texts = Vec::new();
-    if let Some(document) = store.document(namespace, name)? {
-        for id in document.ids() {
-            texts.push(store.read(&id)?.token_ids());
-        }
-    }
-    let mut after = None;
-    loop {
-        let most = limits::LARGEST_PAGE as usize;
-        let page = store.list(namespace, after.as_ref(), most)?;
-        let Some(last) = page.last() else {
-            return Ok(removed);
-        };
-        after = Some(last.id);
-        for manifest in page.iter().filter(|manifest| is_joint(manifest)) {
-            let ids = store.read(&manifest.id)?.token_ids();
-            let stands_in =
-                |text: &Vec<u32>| ids.windows(text.len().max(1)).any(|part| part == text);
-            if texts.iter().any(stands_in) {
-                let one = store.delete(&manifest.id)?;
-                removed.packets += one.packets;
-                removed.bytes += one.bytes;
-            }
-        }
-    }
-}
-
-/// Packets of documents have their names.
-fn is_joint(manifest: &Manifest) -> bool {
-    manifest.header.document.is_empty()
 }

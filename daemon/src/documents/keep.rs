@@ -29,6 +29,7 @@ impl Documents {
         form: Form,
     ) -> Result<Stored> {
         let document = Arc::new(document);
+        let gone = self.outgoing(&document).await?;
         let mut computed = vec![false; document.parts.len()];
         for _ in 0..limits::STALE_RETRIES {
             let origin = self.engine.state().under.origin(form);
@@ -41,6 +42,7 @@ impl Documents {
                 continue;
             }
             self.bind(&document, &manifests).await?;
+            self.forget(&document.namespace, gone).await?;
             return Ok(Stored {
                 parts: manifests.into_iter().zip(computed).collect(),
             });

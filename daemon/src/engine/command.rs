@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use addenda_cache::PacketId;
 use addenda_editor::{Added, Editor, FactId, FactRecord, Figures, Request};
 use addenda_model::{Adapter, Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
@@ -66,6 +67,28 @@ pub(crate) enum Command {
     Adapt(Box<Adapt>),
     /// Look something up; takes no time to speak of.
     Consult(Consult),
+    /// Let go of what was computed of texts that are no more; takes no time to speak of.
+    Forget(Forget),
+}
+
+/// Texts that were deleted or replaced: nothing that was computed of them is to stay in memory.
+pub(crate) struct Forget {
+    pub(crate) namespace: String,
+    /// Token ids of each part.
+    pub(crate) texts: Vec<Vec<u32>>,
+    pub(crate) packets: Vec<PacketId>,
+    pub(crate) reply: oneshot::Sender<Result<()>>,
+}
+
+impl Forget {
+    /// Whether one of the texts stands in these tokens of the namespace.
+    pub(crate) fn is_in(&self, namespace: &str, ids: &[u32]) -> bool {
+        let stands = |text: &Vec<u32>| {
+            let mut windows = ids.windows(text.len().max(1));
+            windows.any(|part| part == text)
+        };
+        namespace == self.namespace && self.texts.iter().any(stands)
+    }
 }
 
 /// A part of a context, in order.
@@ -134,6 +157,12 @@ pub(crate) struct Prompt {
 }
 
 impl Prompt {
+    /// Keeps nothing of it for others where a text that is no more stands in it.
+    pub(crate) fn forget(&mut self, forget: &Forget) {
+        let is_in = |namespace: &mut String| forget.is_in(namespace, &self.ids);
+        drop(self.shared_in.take_if(is_in));
+    }
+
     /// Tokens of the context, soft ones included.
     pub(crate) fn tokens(&self) -> usize {
         self.segments.iter().map(Segment::tokens).sum()
@@ -367,6 +396,17 @@ impl Command {
             Self::Edit(edit) => edit.refuse(error),
             Self::Adapt(adapt) => adapt.refuse(error),
             Self::Consult(consult) => consult(Err(error)),
+            Self::Forget(forget) => drop(forget.reply.send(Err(error))),
+        }
+    }
+
+    /// The prompt of a request that becomes a sequence.
+    pub(crate) fn prompt_mut(&mut self) -> Option<&mut Prompt> {
+        match self {
+            Self::Generate(generate) => Some(&mut generate.prompt),
+            Self::Score(score) => Some(&mut score.prompt),
+            Self::Trace(trace) => Some(&mut trace.prompt),
+            _ => None,
         }
     }
 }

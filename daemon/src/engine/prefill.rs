@@ -41,6 +41,10 @@ impl Prefill {
         &self.prompt
     }
 
+    pub(crate) fn prompt_mut(&mut self) -> &mut Prompt {
+        &mut self.prompt
+    }
+
     /// Tokens whose KV was kept from an earlier request.
     pub(crate) fn reused(&self) -> usize {
         self.reused.unwrap_or(0)

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use addenda_model::{PacketKv, SequenceKv};
 
 use crate::digest::Digest;
+use crate::engine::command::Forget;
 use crate::error::Result;
 
 /// Fewer tokens than this are sooner computed than looked up and read apart, where others are
@@ -104,6 +105,14 @@ impl Prefixes {
         Ok(())
     }
 
+    /// Lets go of the beginnings in which a text stands that is no more.
+    pub(crate) fn forget(&mut self, forget: &Forget) {
+        self.kept.retain(|kept| {
+            let namespace = kept.namespace.as_deref();
+            !namespace.is_some_and(|namespace| forget.is_in(namespace, &kept.ids))
+        });
+    }
+
     fn push(
         &mut self,
         (namespace, revision): (Option<String>, Digest),
@@ -149,7 +158,7 @@ mod tests {
     use addenda_model::{PacketKv, PacketShape, SequenceKv};
     use tch::{Device, Kind};
 
-    use super::Prefixes;
+    use super::{Forget, Prefixes};
     use crate::digest::Digest;
 
     const BASE: Digest = Digest([1; 32]);
@@ -208,6 +217,26 @@ mod tests {
         assert_eq!(common("b", BASE, &ids(0..50)), None, "another tenant");
         let edited = Digest([2; 32]);
         assert_eq!(common("a", edited, &ids(0..50)), None, "other weights");
+    }
+
+    #[test]
+    fn a_text_that_is_no_more_takes_every_beginning_of_its_namespace_along_and_no_other() {
+        let mut prefixes = Prefixes::new(1 << 20);
+        for namespace in ["a", "b"] {
+            let kept = prefixes.keep(namespace, BASE, &ids(0..40), &context(40));
+            kept.unwrap();
+        }
+        let other = ids(50..90);
+        prefixes.keep("a", BASE, &other, &context(40)).unwrap();
+        prefixes.forget(&Forget {
+            namespace: "a".to_owned(),
+            texts: vec![ids(10..20)],
+            packets: Vec::new(),
+            reply: tokio::sync::oneshot::channel().0,
+        });
+        assert!(prefixes.find("a", BASE, (&ids(0..40), false)).is_none());
+        assert!(prefixes.find("b", BASE, (&ids(0..40), false)).is_some());
+        assert!(prefixes.find("a", BASE, (&other, false)).is_some());
     }
 
     #[test]

@@ -102,6 +102,11 @@ impl<T> Queue<T> {
         self.lock().waiting.iter().for_each(look);
     }
 
+    /// Calls `change` with each waiting item, in order.
+    pub(crate) fn each_mut(&self, change: impl FnMut(&mut T)) {
+        self.lock().waiting.iter_mut().for_each(change);
+    }
+
     /// Makes the present or next [`Queue::wait`] return: something outside the queue changed.
     pub(crate) fn ring(&self) {
         self.lock().rung = true;

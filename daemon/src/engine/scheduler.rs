@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::batch::Round;
 use crate::engine::build::Building;
-use crate::engine::command::{Command, Ticket, Under, View, Waiting};
+use crate::engine::command::{Command, Forget, Ticket, Under, View, Waiting};
 use crate::engine::decode;
 use crate::engine::prefix::Prefixes;
 use crate::engine::queue::Queue;
@@ -219,6 +219,12 @@ impl Floor {
 
     /// Admits what waits and may run now.
     fn take_in(&mut self, view: View<'_>) {
+        let forgets = |waiting: &Waiting| matches!(waiting.command, Command::Forget(_));
+        while let Some(waiting) = self.queue.take_first(forgets) {
+            if let Command::Forget(forget) = waiting.command {
+                self.forget(forget);
+            }
+        }
         let consults = |waiting: &Waiting| matches!(waiting.command, Command::Consult(_));
         while let Some(waiting) = self.queue.take_first(consults) {
             if let Command::Consult(consult) = waiting.command {
@@ -254,6 +260,23 @@ impl Floor {
                 self.building = Building::begin(ticket, *build, view.model, self.under);
             }
         }
+    }
+
+    /// Lets go of all that was computed of texts that are no more, and sees to it that nothing of them is kept
+    /// when what runs or waits now has ended.
+    fn forget(&mut self, forget: Forget) {
+        self.prefixes.forget(&forget);
+        self.shelf.forget(&forget.packets);
+        for sequence in &mut self.sequences {
+            sequence.forget(&forget);
+        }
+        self.queue.each_mut(|waiting| {
+            if let Some(prompt) = waiting.command.prompt_mut() {
+                prompt.forget(&forget);
+            }
+        });
+        // Whoever asked may be gone.
+        drop(forget.reply.send(Ok(())));
     }
 
     fn step_sequences(&mut self, model: &Transformer, round: &Round) {

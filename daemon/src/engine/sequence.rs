@@ -7,7 +7,7 @@
 use addenda_model::{SequenceKv, Tokenizer, Transformer};
 use tch::Tensor;
 
-use crate::engine::command::{Command, Finish, Segment, Ticket, Under, Waiting};
+use crate::engine::command::{Command, Finish, Forget, Segment, Ticket, Under, Waiting};
 use crate::engine::generate::Generating;
 use crate::engine::prefill::Prefill;
 use crate::engine::prefix::Prefixes;
@@ -239,6 +239,11 @@ impl Sequence {
         }
         self.under = now;
         Ok(())
+    }
+
+    /// Keeps nothing for others where a text that is no more stands in the prompt.
+    pub(crate) fn forget(&mut self, forget: &Forget) {
+        self.prefill.prompt_mut().forget(forget);
     }
 
     /// Keeps what others may begin with; to be called once the prompt is computed.

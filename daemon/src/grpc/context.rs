@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use addenda_proto::addenda::v1::Mode;
+use addenda_proto::addenda::v1::{MissedDocument, Mode};
 
 use crate::documents::{Resolved, blocking};
 use crate::engine::command::{Blend, Form, Prompt, Segment, Ticket};
 use crate::error::{Error, Result};
+use crate::grpc::lookup::missed;
 use crate::grpc::mode::{Choice, Wanted, Way};
 use crate::grpc::packets::adapter;
 use crate::grpc::{Serving, check};
@@ -44,6 +45,8 @@ pub(crate) struct Context {
     pub(crate) adapter: String,
     /// Tokens read from packets that had to be computed first.
     rebuilt: usize,
+    /// Documents whose packets had to be computed, and why.
+    pub(crate) missed: Vec<MissedDocument>,
 }
 
 impl Asked {
@@ -188,6 +191,7 @@ impl Context {
             packets: Vec::new(),
             adapter: String::new(),
             rebuilt: 0,
+            missed: Vec::new(),
         }
     }
 
@@ -204,6 +208,7 @@ impl Context {
     /// Appends a document: its first `computed` tokens are computed, and the rest of its packet is
     /// read; all of it is computed where it has none.
     fn place(&mut self, document: Resolved, computed: usize) {
+        self.missed.extend(document.missed.as_ref().map(missed));
         let Some((id, packet)) = document.packet else {
             return self.compute(&document.ids);
         };
@@ -240,6 +245,7 @@ impl Context {
         let mut made = 0;
         for document in resolved {
             self.prompt.ids.extend(&document.ids);
+            self.missed.extend(document.missed.as_ref().map(missed));
             if let Some((id, packet)) = document.packet {
                 self.packets.push(id.to_string());
                 made += usize::from(document.rebuilt) * packet.tokens();

@@ -333,6 +333,7 @@ impl Report {
             adapter: context.adapter.clone(),
             certificate: context.choice.certificate.clone(),
             prefix_tokens: count(kept),
+            missed: context.missed.clone(),
         }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod context;
 pub(crate) mod generation;
 pub(crate) mod jobs;
 pub(crate) mod knowledge;
+pub(crate) mod lookup;
 pub(crate) mod mode;
 pub(crate) mod packets;
 pub(crate) mod status;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use addenda_cache::{Gone, Manifest, Miss, PacketId, PacketKey, Store};
-use addenda_proto::addenda::v1::lookup_request::query::By;
-use addenda_proto::addenda::v1::lookup_response::Hit;
+use addenda_cache::{Manifest, PacketId, Removed, Store};
 use addenda_proto::addenda::v1::packets_server::Packets;
 use addenda_proto::addenda::v1::{
     DeleteRequest, DeleteResponse, GetPacketRequest, ListPacketsRequest, ListPacketsResponse,
@@ -15,11 +13,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::digest::Digest;
-use crate::documents::{Stored, blocking, joint};
-use crate::engine::command::{Form, NO_ADAPTER, Origin};
+use crate::documents::gone::Gone;
+use crate::documents::{Stored, blocking};
+use crate::engine::command::{Form, NO_ADAPTER};
 use crate::error::{Error, Result};
 use crate::grpc::status::status;
-use crate::grpc::{Daemon, Serving, check, jobs, warm};
+use crate::grpc::{Daemon, check, jobs, lookup, warm};
 use crate::limits;
 
 /// The service over the store and, for what must be computed, the engine.
@@ -84,7 +83,7 @@ impl Packets for PacketsService {
             let namespace = check::namespace(&request.namespace)?;
             let queries = request.queries.into_iter();
             queries
-                .map(|query| look_up(&serving, &namespace, query.by, origin))
+                .map(|query| lookup::look_up(&serving, &namespace, query, origin))
                 .collect()
         });
         let hits = look.await.map_err(|error| status(&error))?;
@@ -102,6 +101,13 @@ impl Packets for PacketsService {
         let list = blocking(move || {
             let namespace = check::namespace(&request.namespace)?;
             let size = check::page(request.page_size)?;
+            if !request.document.is_empty() {
+                check::at_most_bytes("document", &request.document, limits::NAME_BYTES)?;
+                return Ok(ListPacketsResponse {
+                    packets: of_document(&store, &namespace, &request.document)?,
+                    next_page_token: String::new(),
+                });
+            }
             let after: Option<PacketId> = match request.page_token.as_str() {
                 "" => None,
                 token => Some(check::digest("page_token", token)?),
@@ -152,42 +158,19 @@ impl Packets for PacketsService {
             _ => None,
         };
         let store = Arc::clone(&self.0.store);
-        let delete = blocking(move || {
-            let (removed, kind, name) = match what {
-                delete_request::What::Id(text) => {
-                    let id: PacketId = check::digest("id", &text)?;
-                    let mine = store
-                        .get(&id)?
-                        .filter(|packet| packet.header.namespace == namespace);
-                    let id = mine.ok_or(addenda_cache::Error::NotFound { id })?.id;
-                    (store.delete(&id)?, "packet", text)
-                }
-                delete_request::What::Document(name) => {
-                    check::text("document", &name, limits::NAME_BYTES)?;
-                    let joint = joint::forget(&store, &namespace, &name)?;
-                    let mut removed = store.delete_document(&namespace, &name)?;
-                    removed.packets += joint.packets;
-                    removed.bytes += joint.bytes;
-                    (removed, "document", name)
-                }
-            };
-            if removed.packets == 0 {
-                let hint = "`addenda packet list` shows those there are";
-                return Err(Error::NotFound {
-                    what: kind,
-                    id: name,
-                    hint,
-                });
-            }
-            Ok(DeleteResponse {
-                packets: u32::try_from(removed.packets).unwrap_or(u32::MAX),
-                bytes: removed.bytes,
-            })
-        });
-        delete
-            .await
-            .map(Response::new)
-            .map_err(|error| status(&error))
+        let space = namespace.clone();
+        let delete = blocking(move || delete(&store, &space, what)).await;
+        let (mut removed, gone) = delete.map_err(|error| status(&error))?;
+        if let Some(serving) = self.0.serving.get() {
+            let forgotten = serving.documents.forget(&namespace, gone).await;
+            let joint = forgotten.map_err(|error| status(&error))?;
+            removed.packets += joint.packets;
+            removed.bytes += joint.bytes;
+        }
+        Ok(Response::new(DeleteResponse {
+            packets: u32::try_from(removed.packets).unwrap_or(u32::MAX),
+            bytes: removed.bytes,
+        }))
     }
 
     async fn stats(&self, _: Request<StatsRequest>) -> Answer<StatsResponse> {
@@ -210,6 +193,40 @@ impl Packets for PacketsService {
             running_jobs: self.0.jobs.list(false).iter().map(jobs::record).collect(),
         }))
     }
+}
+
+/// Deletes a packet or a document; gives what else is to be forgotten with it.
+fn delete(store: &Store, namespace: &str, what: delete_request::What) -> Result<(Removed, Gone)> {
+    let (removed, gone, kind, name) = match what {
+        delete_request::What::Id(text) => {
+            let id: PacketId = check::digest("id", &text)?;
+            let mine = store
+                .get(&id)?
+                .filter(|packet| packet.header.namespace == namespace);
+            let id = mine.ok_or(addenda_cache::Error::NotFound { id })?.id;
+            let gone = Gone::packets(store, &[id])?;
+            (store.delete(&id)?, gone, "packet", text)
+        }
+        delete_request::What::Document(name) => {
+            check::text("document", &name, limits::NAME_BYTES)?;
+            let gone = Gone::document(store, namespace, &name)?;
+            (
+                store.delete_document(namespace, &name)?,
+                gone,
+                "document",
+                name,
+            )
+        }
+    };
+    if removed.packets == 0 {
+        let hint = "`addenda packet list` shows those there are";
+        return Err(Error::NotFound {
+            what: kind,
+            id: name,
+            hint,
+        });
+    }
+    Ok((removed, gone))
 }
 
 impl PacketsService {
@@ -292,90 +309,20 @@ pub(crate) fn adapter(digest: Digest) -> String {
     }
 }
 
-/// One query of a lookup.
-fn look_up(serving: &Serving, namespace: &str, by: Option<By>, origin: Origin) -> Result<Hit> {
-    let documents = &serving.documents;
-    let keys: Vec<PacketKey> = match by {
-        None => {
-            return Err(Error::invalid(
-                "queries",
-                "has a query that asks for nothing",
-            ));
+/// The packets of a document, edition by edition, the newest first.
+fn of_document(store: &Store, namespace: &str, name: &str) -> Result<Vec<PacketRecord>> {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let mut packets = Vec::new();
+    let document = store.document(namespace, name)?;
+    for edition in document.iter().flat_map(|one| one.editions.iter().rev()) {
+        for (part, id) in edition.parts.iter().enumerate() {
+            let manifest = id.map(|id| store.get(&id)).transpose()?.flatten();
+            let place = (count(part), count(edition.parts.len()));
+            packets.extend(manifest.map(|manifest| PacketRecord {
+                document: name.to_owned(),
+                ..record_at(&manifest, place)
+            }));
         }
-        Some(By::Key(text)) => vec![check::digest("queries.key", &text)?],
-        Some(By::Text(text)) => {
-            check::text("queries.text", &text, limits::DOCUMENT_BYTES)?;
-            let key = |ids: &Vec<u32>| documents.packets.key(namespace, ids, origin);
-            documents.parts(&text)?.iter().map(key).collect()
-        }
-        Some(By::Document(name)) => return document(serving, namespace, &name, origin),
-    };
-    let store = documents.packets.store();
-    let mut manifests = Vec::with_capacity(keys.len());
-    for key in &keys {
-        let found = store.lookup(key)?;
-        let Some(manifest) = found.filter(|manifest| manifest.header.namespace == namespace) else {
-            let reason = store.why_missing(key)?;
-            return Ok(miss(reason.map_or("is another namespace's", why)));
-        };
-        manifests.push(manifest);
     }
-    hit(serving, &manifests, origin)
-}
-
-/// The first packet of a document that serves now, all of it, or why it does not.
-fn document(serving: &Serving, namespace: &str, name: &str, origin: Origin) -> Result<Hit> {
-    check::text("queries.document", name, limits::NAME_BYTES)?;
-    let store = serving.documents.packets.store();
-    let mut best = None;
-    let known = store.document(namespace, name)?;
-    for edition in known.iter().flat_map(|document| &document.editions) {
-        let Some(ids) = edition.whole() else {
-            best.get_or_insert_with(|| miss("some of its parts were deleted or evicted"));
-            continue;
-        };
-        let manifests: Option<Vec<_>> = ids
-            .iter()
-            .map(|id| store.get(id))
-            .collect::<addenda_cache::Result<_>>()?;
-        let Some(manifests) = manifests else { continue };
-        let hit = hit(serving, &manifests, origin)?;
-        if hit.packet.is_some() {
-            return Ok(hit);
-        }
-        best = Some(hit);
-    }
-    Ok(best.unwrap_or_else(|| miss("no document of this name was put")))
-}
-
-/// The first of a text's packets where all of them serve, or why one does not.
-fn hit(serving: &Serving, manifests: &[Manifest], origin: Origin) -> Result<Hit> {
-    let packets = &serving.documents.packets;
-    let stale = |manifest: &Manifest| packets.stale(manifest, origin);
-    if let Some(reason) = manifests.iter().find_map(stale) {
-        return Ok(miss(&reason));
-    }
-    let first = manifests.first();
-    let packet = first.map(|manifest| record(packets.store(), manifest));
-    Ok(Hit {
-        packet: packet.transpose()?,
-        miss_reason: String::new(),
-    })
-}
-
-fn miss(reason: &str) -> Hit {
-    Hit {
-        packet: None,
-        miss_reason: reason.to_owned(),
-    }
-}
-
-fn why(miss: Miss) -> &'static str {
-    match miss {
-        Miss::Gone(Gone::Deleted) => "was deleted",
-        Miss::Gone(Gone::Replaced) => "was replaced by another text of its document",
-        Miss::Gone(Gone::Evicted) => "was evicted to make room",
-        Miss::Gone(Gone::Quarantined) => "was found damaged and set aside",
-        _ => "was never stored under the present weights, tokenizer and settings",
-    }
+    Ok(packets)
 }

@@ -78,6 +78,7 @@ async fn activating_an_adapter_changes_packet_keys_and_answers_name_it() {
     let lookup = LookupRequest {
         queries: vec![Query {
             by: Some(By::Document("visiting".to_owned())),
+            name: String::new(),
         }],
         namespace: String::new(),
     };

@@ -53,6 +53,7 @@ async fn a_document_is_put_found_listed_pinned_read_and_deleted() {
             namespace: space.to_owned(),
             page_size: 1,
             page_token,
+            document: String::new(),
         };
         let page = packets.list(request).await.unwrap().into_inner();
         listed.extend(page.packets.into_iter().map(|packet| packet.document));
@@ -81,7 +82,12 @@ async fn a_document_is_put_found_listed_pinned_read_and_deleted() {
         By::Text("Nobody ever put this.".to_owned()),
     ];
     let lookup = LookupRequest {
-        queries: queries.map(|by| Query { by: Some(by) }).to_vec(),
+        queries: queries
+            .map(|by| Query {
+                by: Some(by),
+                name: String::new(),
+            })
+            .to_vec(),
         namespace: space.to_owned(),
     };
     let hits = packets

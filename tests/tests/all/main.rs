@@ -22,6 +22,7 @@ mod editor_smollm2;
 mod facts;
 mod gguf;
 mod gguf_files;
+mod gone;
 mod http;
 mod logits_fixture;
 mod models;

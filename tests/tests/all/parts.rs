@@ -190,6 +190,7 @@ async fn deleting_a_document_erases_all_its_packets_and_a_hole_is_never_read_ove
     let lookup = LookupRequest {
         queries: vec![Query {
             by: Some(By::Document("rules".to_owned())),
+            name: String::new(),
         }],
         ..LookupRequest::default()
     };

@@ -12,29 +12,30 @@ use crate::cli::{Outcome, addenda, lines};
 use crate::daemon::{Clients, Daemon, document};
 use crate::weights::write_directory;
 
-fn start(model: &Path, data: &Path) -> Daemon {
+pub(crate) fn start(model: &Path, data: &Path) -> Daemon {
     let model = model.display().to_string();
     Daemon::start(data, &[("model", &model), ("packet_tokens", "40")])
 }
 
-fn tiny_model() -> TempDir {
+pub(crate) fn tiny_model() -> TempDir {
     let model = tempfile::tempdir().unwrap();
     write_directory(model.path(), 1);
     model
 }
 
-fn text(number: usize) -> String {
-    let letters = (0..60).map(|bit| {
-        if number >> (bit % 6) & 1 == 0 {
-            "a"
-        } else {
-            "b"
-        }
+/// Sixty words, no stretch of which stands in another number's text.
+pub(crate) fn text(number: usize) -> String {
+    let mut state = number as u64 + 1;
+    let words = (0..60).map(|_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        if state >> 33 & 1 == 0 { "a" } else { "b" }
     });
-    letters.collect::<Vec<_>>().join(" ")
+    words.collect::<Vec<_>>().join(" ")
 }
 
-async fn put(clients: &Clients, name: &str, number: usize) -> String {
+pub(crate) async fn put(clients: &Clients, name: &str, number: usize) -> String {
     let mut packets = clients.packets();
     let put = packets.put_document(document("", name, &text(number)));
     let put = put.await.unwrap().into_inner();
@@ -45,6 +46,7 @@ async fn put(clients: &Clients, name: &str, number: usize) -> String {
 async fn found(clients: &Clients, numbers: &[usize]) -> Vec<bool> {
     let by = numbers.iter().map(|number| Query {
         by: Some(By::Text(text(*number))),
+        name: String::new(),
     });
     let lookup = LookupRequest {
         queries: by.collect(),
@@ -55,7 +57,7 @@ async fn found(clients: &Clients, numbers: &[usize]) -> Vec<bool> {
 }
 
 /// A command to this daemon, on a thread of its own so that the test's connection is served.
-async fn command(daemon: &Daemon, arguments: &[&str]) -> Outcome {
+pub(crate) async fn command(daemon: &Daemon, arguments: &[&str]) -> Outcome {
     let mut all = vec!["--json".to_owned(), "--connect".to_owned()];
     all.push(daemon.address.to_string());
     all.extend(arguments.iter().map(|one| (*one).to_owned()));
@@ -69,7 +71,7 @@ fn local(arguments: &[&str]) -> Outcome {
     addenda(home.path(), &[], arguments)
 }
 
-fn answer(outcome: &Outcome) -> Value {
+pub(crate) fn answer(outcome: &Outcome) -> Value {
     assert_eq!(outcome.code, ExitCode::SUCCESS, "{}", outcome.err);
     lines(&outcome.out).pop().unwrap()
 }

@@ -112,24 +112,21 @@ impl PacketArgs {
         if is_id(&self.packet) {
             return Ok(vec![self.packet]);
         }
-        let packets = all_packets(client, &self.of.namespace).await?;
-        let of_document = || packets.iter().filter(|one| one.document == self.packet);
-        if let Some(newest) = of_document().max_by_key(|one| one.created_at_ms) {
-            let origin = |one: &PacketRecord| {
-                let PacketRecord {
-                    revision,
-                    adapter,
-                    dtype,
-                    ..
-                } = one.clone();
-                (revision, adapter, dtype)
-            };
-            let mut parts: Vec<&PacketRecord> = of_document()
-                .filter(|one| origin(one) == origin(newest))
-                .collect();
-            parts.sort_by_key(|one| one.part);
-            return Ok(parts.into_iter().map(|one| one.id.clone()).collect());
+        let request = ListPacketsRequest {
+            namespace: self.of.namespace.clone(),
+            document: self.packet.clone(),
+            ..ListPacketsRequest::default()
+        };
+        let own = client.packets().list(request).await?.into_inner().packets;
+        if let Some(newest) = own.first() {
+            // The first edition ends where the parts begin again.
+            let mut parts = vec![newest.id.clone()];
+            let pairs = own.iter().zip(own.iter().skip(1));
+            let rest = pairs.take_while(|(one, next)| one.part < next.part);
+            parts.extend(rest.map(|(_, next)| next.id.clone()));
+            return Ok(parts);
         }
+        let packets = all_packets(client, &self.of.namespace).await?;
         let ids = packets.iter().map(|one| one.id.as_str());
         let found = resolve("packet", &self.packet, ids).map_err(|error| match error {
             Error::Refused { .. } => Error::refused(
@@ -182,6 +179,7 @@ pub(crate) async fn all_packets(client: &Client, namespace: &str) -> Result<Vec<
             namespace: namespace.to_owned(),
             page_size: 1000,
             page_token,
+            document: String::new(),
         };
         let page = client.packets().list(request).await?.into_inner();
         packets.extend(page.packets);
