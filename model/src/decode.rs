@@ -8,6 +8,7 @@
 //! Invariant: a sequence gets the same numbers alone and among others.
 
 mod attend;
+mod pack;
 mod product;
 mod rows;
 mod step;
@@ -21,8 +22,9 @@ use half::bf16;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tch::{Device, Kind, Tensor};
 
-pub use rows::Packing;
-pub(crate) use rows::{Packed, Rows};
+pub(crate) use pack::Packed;
+pub use pack::Packing;
+pub(crate) use rows::Rows;
 pub(crate) use step::{Attention, Layer, Lie, Map, Memory, Norm, Place, Turn};
 pub(crate) use wide::Numbers;
 

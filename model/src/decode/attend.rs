@@ -254,7 +254,6 @@ fn gather<V: Vector, E: Numbers>(
 #[inline(always)]
 #[expect(
     clippy::indexing_slicing,
-    clippy::needless_range_loop,
     reason = "arrays of N are counted through: iterators over them keep vectors in memory"
 )]
 fn gather_lanes<V: Vector, E: Numbers, const N: usize>(

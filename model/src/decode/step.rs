@@ -286,7 +286,7 @@ fn activated<V: Vector>(activation: Activation, x: V) -> V {
             let square = x
                 .multiply(x)
                 .multiply_add(V::splat(0.044_715), V::splat(1.0));
-            x.multiply(square).multiply(V::splat(1.595_769_1))
+            x.multiply(square).multiply(V::splat(1.595_769))
         }
     };
     let opposite = slope.multiply(V::splat(-1.0)).exp();
