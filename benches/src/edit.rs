@@ -8,14 +8,15 @@ mod meter;
 mod records;
 mod summary;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use addenda_editor::{Corpus, Editor, EditorOptions, FactId, Method, Progress, Settings};
-use addenda_model::{ModelFiles, Tokenizer, Transformer, tensor};
+use addenda_model::{Tokenizer, Transformer};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, Result};
+use crate::Opened;
+use crate::error::Result;
 use meter::{Marks, Meter};
 use records::Record;
 use summary::{Summary, share};
@@ -184,28 +185,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
 
 impl Bench {
     fn open(arguments: &Arguments) -> Result<Self> {
-        let threads = match arguments.threads {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            threads => threads,
-        };
-        tensor::set_threads(threads);
         let records = records::read(&arguments.counterfact, arguments.facts)?;
-        let files = ModelFiles::open(&crate::resolve(&arguments.model)?)?;
-        let kind = tensor::parse_kind(&arguments.dtype)?;
-        let tokenizer = files.tokenizer;
-        let mut model = Transformer::load(files.config, files.weights, tch::Device::Cpu, kind)?;
-        let dir = tempfile::tempdir().map_err(|source| Error::Io {
-            what: "a temporary folder".to_owned(),
-            source,
-        })?;
+        let Opened {
+            mut model,
+            tokenizer,
+            fingerprint,
+            ..
+        } = crate::open(&arguments.model, &arguments.dtype, arguments.threads)?;
+        let dir = crate::temporary_folder()?;
         let corpus = match &arguments.corpus {
-            Some(path) => Corpus::new(text_of(path)?),
+            Some(path) => Corpus::new(crate::read_text(path)?),
             None => Corpus::shipped(),
         };
         let options = EditorOptions {
             ledger_dir: dir.path().join("ledger"),
             moment_dir: crate::cache_dir()?.join("moments"),
-            fingerprint: files.fingerprint,
+            fingerprint,
             settings: settings(arguments, &model)?,
             corpus,
         };
@@ -214,8 +209,8 @@ impl Bench {
         editor.prepare(&model, &tokenizer, method, &mut go_on)?;
         let beside = arguments.counterfact.with_file_name("wikitext2-test.txt");
         let text = match &arguments.text {
-            Some(path) => Some(text_of(path)?),
-            None if beside.is_file() => Some(text_of(&beside)?),
+            Some(path) => Some(crate::read_text(path)?),
+            None if beside.is_file() => Some(crate::read_text(&beside)?),
             None => None,
         };
         Ok(Self {
@@ -400,13 +395,6 @@ fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
     settings.bars.perplexity = f64::INFINITY;
     settings.bars.perplexity_total = f64::INFINITY;
     Ok(settings)
-}
-
-fn text_of(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| Error::Io {
-        what: path.display().to_string(),
-        source,
-    })
 }
 
 /// CPU seconds by what they were spent on.

@@ -1,5 +1,11 @@
 //! What can go wrong with a measurement. Then there is no figure, only a sentence.
 
+/// What a failure of the system becomes: an [`Error::Io`] about `what`.
+pub(crate) fn io(what: &(impl ToString + ?Sized)) -> impl FnOnce(std::io::Error) -> Error {
+    let what = what.to_string();
+    move |source| Error::Io { what, source }
+}
+
 /// The one error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {

@@ -16,6 +16,7 @@ mod ttft;
 
 use std::process::ExitCode;
 
+use addenda_model::tensor;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -79,14 +80,48 @@ fn cache_dir() -> error::Result<std::path::PathBuf> {
         .cache_dir)
 }
 
+/// A model on the CPU, without a daemon, and what of its files is left.
+struct Opened {
+    model: addenda_model::Transformer,
+    tokenizer: addenda_model::Tokenizer,
+    fingerprint: [u8; 32],
+    /// Computing threads.
+    threads: usize,
+}
+
+/// Loads a model to compute in `dtype` on so many threads; 0 takes one a core.
+fn open(model: &str, dtype: &str, threads: usize) -> error::Result<Opened> {
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    };
+    tensor::set_threads(threads);
+    let files = addenda_model::ModelFiles::open(&resolve(model)?)?;
+    let kind = tensor::parse_kind(dtype)?;
+    let cpu = tch::Device::Cpu;
+    Ok(Opened {
+        model: addenda_model::Transformer::load(files.config, files.weights, cpu, kind)?,
+        tokenizer: files.tokenizer,
+        fingerprint: files.fingerprint,
+        threads,
+    })
+}
+
+/// The text of a file.
+fn read_text(path: &std::path::Path) -> error::Result<String> {
+    std::fs::read_to_string(path).map_err(error::io(&path.display()))
+}
+
+/// A folder that goes with its last user.
+fn temporary_folder() -> error::Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(error::io("a temporary folder"))
+}
+
 /// Runs a measurement that talks to a daemon.
 fn block_on<T>(work: impl Future<Output = error::Result<T>>) -> error::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| error::Error::Io {
-            what: "the runtime".to_owned(),
-            source,
-        })?;
+        .map_err(error::io("the runtime"))?;
     runtime.block_on(work)
 }

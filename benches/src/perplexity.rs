@@ -1,11 +1,12 @@
 //! Perplexity of a text when it is decoded, a token at a time, with the weights as they were loaded and
 //! packed: what packing costs.
 
-use addenda_model::{ModelFiles, SequenceKv, Transformer, tensor};
+use addenda_model::{SequenceKv, Transformer};
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use crate::error::{Error, Result};
+use crate::Opened;
+use crate::error::Result;
 use crate::prefill::Weights;
 
 /// Sequences that are decoded together.
@@ -42,18 +43,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    tensor::set_threads(threads);
-    let text = std::fs::read_to_string(&arguments.path).map_err(|source| Error::Io {
-        what: arguments.path.display().to_string(),
-        source,
-    })?;
-    let files = ModelFiles::open(&crate::resolve(&arguments.model)?)?;
-    let mut ids = files.tokenizer.encode(&text)?.ids;
+    let text = crate::read_text(&arguments.path)?;
+    let Opened {
+        mut model,
+        tokenizer,
+        ..
+    } = crate::open(&arguments.model, &arguments.dtype, 0)?;
+    let mut ids = tokenizer.encode(&text)?.ids;
     ids.truncate(arguments.tokens);
-    let kind = tensor::parse_kind(&arguments.dtype)?;
-    let start = files.tokenizer.text_start();
-    let mut model = Transformer::load(files.config, files.weights, tch::Device::Cpu, kind)?;
+    let start = tokenizer.text_start();
     let mut line = Map::new();
     line.insert("model".to_owned(), json!(arguments.model));
     line.insert("tokens".to_owned(), json!(ids.len()));

@@ -5,11 +5,11 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use addenda_model::{Input, ModelFiles, Packing, SequenceKv, Transformer, tensor};
+use addenda_model::{Input, Packing, SequenceKv, Transformer};
 use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::text;
+use crate::{Opened, text};
 
 /// What decode steps read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -65,22 +65,19 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
-    let threads = match arguments.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    };
-    tensor::set_threads(threads);
-    let path = crate::resolve(&arguments.model)?;
-    let files = ModelFiles::open(&path)?;
-    let kind = tensor::parse_kind(&arguments.dtype)?;
-    let mut model = Transformer::load(files.config, files.weights, tch::Device::Cpu, kind)?;
+    let Opened {
+        mut model,
+        tokenizer,
+        threads,
+        ..
+    } = crate::open(&arguments.model, &arguments.dtype, arguments.threads)?;
     let packed_bytes = model.pack(arguments.weights.packing())?;
     let model = model;
     let mut prefill = Vec::new();
     let mut decode = Vec::new();
     for &tokens in &arguments.tokens {
-        let text = text::prose(&files.tokenizer, tokens, 1)?;
-        let ids = files.tokenizer.encode(&text)?.ids;
+        let text = text::prose(&tokenizer, tokens, 1)?;
+        let ids = tokenizer.encode(&text)?.ids;
         let mut runs = Vec::new();
         for _ in 0..arguments.runs.max(1) {
             runs.push(once(&model, &ids, arguments)?);

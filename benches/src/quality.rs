@@ -14,7 +14,7 @@ use addenda_proto::addenda::v1::{
 use serde_json::{Map, Value, json};
 
 use crate::daemon::Daemon;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io};
 
 /// Documents of a sample.
 const BIOGRAPHY_DOCUMENTS: usize = 5;
@@ -101,16 +101,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
 }
 
 async fn measure(arguments: &Arguments, given: Vec<LabelledSample>) -> Result<Value> {
-    let folder = tempfile::tempdir().map_err(|source| Error::Io {
-        what: "a temporary folder".to_owned(),
-        source,
-    })?;
+    let folder = crate::temporary_folder()?;
     let daemon = Daemon::start(&arguments.model, folder.path(), &arguments.serve_flag).await?;
     if let Some(path) = &arguments.adapter {
-        let file = std::fs::read(path).map_err(|source| Error::Io {
-            what: path.display().to_string(),
-            source,
-        })?;
+        let file = std::fs::read(path).map_err(io(&path.display()))?;
         let request = addenda_proto::addenda::v1::ImportAdapterRequest {
             file,
             activate: true,
@@ -251,10 +245,7 @@ fn musique(arguments: &Arguments) -> Result<Vec<LabelledSample>> {
         Error::Config("the suite musique comes from a file: give --path".to_owned())
     })?;
     let shown = || path.display().to_string();
-    let text = std::fs::read(path).map_err(|source| Error::Io {
-        what: shown(),
-        source,
-    })?;
+    let text = std::fs::read(path).map_err(io(&path.display()))?;
     let wrong = |why: String| Error::Config(format!("{}: {why}", shown()));
     let records: Vec<Value> =
         serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;

@@ -49,10 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
 }
 
 async fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
-    let folder = tempfile::tempdir().map_err(|source| Error::Io {
-        what: "a temporary folder".to_owned(),
-        source,
-    })?;
+    let folder = crate::temporary_folder()?;
     let path = crate::resolve(&arguments.model)?;
     let tokenizer = ModelFiles::open(&path)?.tokenizer;
     let question = text::prose(&tokenizer, arguments.question_tokens, 0)?;

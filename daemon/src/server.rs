@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use addenda_cache::{Store, StoreOptions};
+use addenda_cache::Store;
 use addenda_proto::FILE_DESCRIPTOR_SET;
 use addenda_proto::addenda::v1::adapters_server::AdaptersServer;
 use addenda_proto::addenda::v1::admin_server::AdminServer;
@@ -133,12 +133,7 @@ pub async fn serve_until(
 
 /// Opens the store, which locks the data directory for everything in it.
 async fn open_store(config: &Config) -> Result<Arc<Store>> {
-    let options = StoreOptions {
-        max_bytes: (config.max_store_bytes > 0).then_some(config.max_store_bytes),
-        max_namespace_bytes: (config.max_namespace_bytes > 0).then_some(config.max_namespace_bytes),
-        free_floor: config.min_free_bytes,
-        ..StoreOptions::default()
-    };
+    let options = config.store_options();
     let directory = config.data_dir.clone();
     blocking(move || {
         let store = Store::open(&directory, options)?;

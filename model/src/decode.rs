@@ -205,7 +205,7 @@ impl Transformer {
         let x = Vec::<f32>::try_from(x)?;
         let map = Map {
             rows: self.output_rows(copy)?,
-            bias: Vec::new(),
+            bias: &[],
             outputs: self.config.vocab_size,
         };
         let logits = self.pool()?.install(|| map.of(&x, d));

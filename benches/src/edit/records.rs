@@ -39,10 +39,7 @@ impl Record {
 
 /// The first `count` records of the file whose subject stands in their prompt, and no two with one subject and prompt.
 pub(crate) fn read(path: &Path, count: usize) -> Result<Vec<Record>> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
-        what: path.display().to_string(),
-        source,
-    })?;
+    let text = crate::read_text(path)?;
     let all: Vec<Record> = serde_json::from_str(&text)
         .map_err(|error| Error::Content(format!("{}: {error}", path.display())))?;
     let mut seen = std::collections::HashSet::new();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, io};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -77,9 +77,4 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
 
 fn discard(path: &Path) -> Result<()> {
     std::fs::remove_dir_all(path).map_err(io("removing what was measured"))
-}
-
-pub(crate) fn io(what: &str) -> impl FnOnce(std::io::Error) -> Error {
-    let what = what.to_owned();
-    move |source| Error::Io { what, source }
 }

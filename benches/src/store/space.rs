@@ -6,10 +6,9 @@ use std::path::Path;
 
 use addenda_cache::{Body, Effort, PacketId};
 
-use super::io;
 use super::packet::Sample;
 use super::speed::open_store;
-use crate::error::Result;
+use crate::error::{Result, io};
 
 const MEBIBYTE: f64 = 1_048_576.0;
 

@@ -10,9 +10,8 @@ use addenda_cache::{PacketId, Store, StoreOptions};
 use addenda_model::PacketKv;
 use tch::Device;
 
-use super::io;
 use super::packet::{MEBIBYTE, Sample};
-use crate::error::Result;
+use crate::error::{Result, io};
 use crate::prefill::median;
 
 /// Threads that put at once where many do, as a warm-up's documents are.
@@ -112,22 +111,30 @@ fn many(folder: &Path, packets: u32) -> Result<f64> {
         .map(|number| Sample::new(number, "", 1 << 20))
         .collect();
     let seconds = timed(|| {
-        std::thread::scope(|scope| {
-            let writers: Vec<_> = samples
-                .chunks(each.max(1) as usize)
-                .map(|mine| {
-                    scope.spawn(|| mine.iter().try_for_each(|one| one.put(&store).map(drop)))
-                })
-                .collect();
-            writers
-                .into_iter()
-                .try_for_each(|writer| match writer.join() {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
+        together(samples.chunks(each.max(1) as usize), |one| {
+            one.put(&store).map(drop)
         })
     })?;
     Ok(seconds * f64::from(packets) / f64::from((each * WRITERS).max(1)))
+}
+
+/// Does `work` with each item, every share on a thread of its own.
+fn together<'a, T: Sync + 'a>(
+    shares: impl Iterator<Item = &'a [T]>,
+    work: impl Fn(&T) -> Result<()> + Sync,
+) -> Result<()> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = shares
+            .map(|mine| scope.spawn(move || mine.iter().try_for_each(work)))
+            .collect();
+        writers
+            .into_iter()
+            .try_for_each(|writer| match writer.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+    })
 }
 
 pub(crate) struct Opening {
@@ -144,19 +151,8 @@ pub(crate) fn open(folder: &Path, packets: u32) -> Result<Opening> {
         let store = open_store(&data)?;
         let numbers: Vec<u32> = (0..packets).collect();
         let put = |number: &u32| Sample::new(*number, "", 4096).put(&store).map(drop);
-        std::thread::scope(|scope| {
-            let share = packets.div_ceil(WRITERS).max(1) as usize;
-            let writers: Vec<_> = numbers
-                .chunks(share)
-                .map(|mine| scope.spawn(move || mine.iter().try_for_each(put)))
-                .collect();
-            writers
-                .into_iter()
-                .try_for_each(|writer| match writer.join() {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                })
-        })?;
+        let share = packets.div_ceil(WRITERS).max(1) as usize;
+        together(numbers.chunks(share), put)?;
     }
     let opening = || timed(|| open_store(&data).map(drop));
     let mut times = Vec::new();

@@ -21,6 +21,7 @@ pub use values::{
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use addenda_cache::StoreOptions;
 use addenda_model::Codec;
 
 /// A result whose error is about the configuration.
@@ -81,6 +82,17 @@ impl Config {
             return self.threads;
         }
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    }
+
+    /// What the store is opened, or made anew, with.
+    #[must_use]
+    pub(crate) fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            max_bytes: (self.max_store_bytes > 0).then_some(self.max_store_bytes),
+            max_namespace_bytes: (self.max_namespace_bytes > 0).then_some(self.max_namespace_bytes),
+            free_floor: self.min_free_bytes,
+            ..StoreOptions::default()
+        }
     }
 }
 

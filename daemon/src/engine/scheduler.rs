@@ -161,7 +161,7 @@ impl Floor {
         for mut sequence in self.sequences.drain(..) {
             match sequence.weights_changed(under, model) {
                 Ok(()) => kept.push(sequence),
-                Err(error) => sequence.end(Err(error)),
+                Err(error) => sequence.end(&self.metrics, Err(error)),
             }
         }
         self.sequences = kept;
@@ -197,8 +197,11 @@ impl Floor {
         for sequence in self.sequences.drain(..) {
             match sequence.check() {
                 Ok(()) if verdict.is_none() => kept.push(sequence),
-                Ok(()) => sequence.end(Err(verdict_of(&self.state, &self.abort))),
-                Err(error) => sequence.end(Err(error)),
+                Ok(()) => {
+                    let verdict = verdict_of(&self.state, &self.abort);
+                    sequence.end(&self.metrics, Err(verdict));
+                }
+                Err(error) => sequence.end(&self.metrics, Err(error)),
             }
         }
         self.sequences = kept;
@@ -319,8 +322,7 @@ impl Floor {
                 // A failure here costs the next request time, and this one nothing.
                 drop(guard(|| sequence.keep(&mut self.prefixes)));
             }
-            sequence.count(&self.metrics, &result);
-            sequence.end(result);
+            sequence.end(&self.metrics, result);
         }
     }
 

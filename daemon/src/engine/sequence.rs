@@ -263,7 +263,7 @@ impl Sequence {
     }
 
     /// Counts an answer that ends like this.
-    pub(crate) fn count(&self, metrics: &Metrics, result: &Result<Outcome>) {
+    fn count(&self, metrics: &Metrics, result: &Result<Outcome>) {
         let Task::Generate(generating) = &self.task else {
             return;
         };
@@ -288,8 +288,9 @@ impl Sequence {
         metrics.tokens("generated", generating.generated());
     }
 
-    /// Answers for the last time and frees the context.
-    pub(crate) fn end(self, result: Result<Outcome>) {
+    /// Answers for the last time, counts it, and frees the context.
+    pub(crate) fn end(self, metrics: &Metrics, result: Result<Outcome>) {
+        self.count(metrics, &result);
         let reused = self.prefill.reused();
         self.task.end(&self.ticket, (self.under, reused), result);
     }

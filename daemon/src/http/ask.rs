@@ -163,10 +163,11 @@ impl Request {
             ));
         }
         let temperature = self.temperature.unwrap_or(1.0);
+        let mode = mode(&extra.mode)?;
         let request = |prompt: &Prompt, index: u32| GenerateRequest {
             prompt: Some(prompt.clone()),
             documents: extra.documents.clone(),
-            mode: 0,
+            mode: mode.into(),
             sampling: Some(Sampling {
                 temperature,
                 top_k: extra.top_k,
@@ -186,14 +187,10 @@ impl Request {
             link_tokens: extra.link_tokens,
             blend_share: extra.blend_share,
         };
-        let mode = mode(&extra.mode)?;
         let each = prompts
             .iter()
             .flat_map(|prompt| (0..n).map(move |index| (prompt, index)));
-        let requests = each.map(|(prompt, index)| GenerateRequest {
-            mode: mode.into(),
-            ..request(prompt, index)
-        });
+        let requests = each.map(|(prompt, index)| request(prompt, index));
         Ok(Asked {
             requests: requests.collect(),
             model: self.model,

@@ -20,7 +20,6 @@ use crate::http::error::Refused;
 /// The answers while they are made.
 pub(crate) struct Choices {
     streams: StreamMap<usize, Tokens>,
-    count: usize,
 }
 
 /// One answer, whole.
@@ -42,10 +41,7 @@ impl Choices {
             let begun = service.generate(Request::new(request.clone())).await?;
             streams.insert(index, begun.into_inner());
         }
-        Ok(Self {
-            streams,
-            count: asked.requests.len(),
-        })
+        Ok(Self { streams })
     }
 
     /// Waits for all of them.
@@ -53,7 +49,7 @@ impl Choices {
     /// # Errors
     /// The first answer's that fails.
     pub(crate) async fn collect(mut self) -> Result<Vec<Whole>, Refused> {
-        let mut answers: Vec<Whole> = (0..self.count).map(|_| Whole::default()).collect();
+        let mut answers: Vec<Whole> = (0..self.streams.len()).map(|_| Whole::default()).collect();
         while let Some((index, event)) = self.next().await {
             let event = event?;
             if let Some(answer) = answers.get_mut(index) {

@@ -21,7 +21,7 @@ pub(crate) struct Norm<'a> {
 pub(crate) struct Map<'a> {
     pub(crate) rows: Rows<'a>,
     /// Empty where there is none.
-    pub(crate) bias: Vec<f32>,
+    pub(crate) bias: &'a [f32],
     pub(crate) outputs: usize,
 }
 
@@ -316,7 +316,7 @@ impl Map<'_> {
         }
         if !self.bias.is_empty() {
             for out in out.chunks_exact_mut(self.outputs) {
-                for (out, bias) in out.iter_mut().zip(&self.bias) {
+                for (out, bias) in out.iter_mut().zip(self.bias) {
                     *out += bias;
                 }
             }

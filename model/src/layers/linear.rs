@@ -11,6 +11,8 @@ pub(crate) struct Linear {
     weight: Tensor,
     /// `[out]`.
     bias: Option<Tensor>,
+    /// The same numbers, for decode steps; empty where there is none.
+    bias_numbers: Vec<f32>,
     /// The weight once more, for decode steps.
     packed: Option<Packed>,
 }
@@ -28,11 +30,7 @@ impl Linear {
             true => Some(weights.take(&format!("{name}.bias"), &[shape[0]])?),
             false => None,
         };
-        Ok(Self {
-            weight,
-            bias,
-            packed: None,
-        })
+        Self::of(weight, bias)
     }
 
     /// One map that gives the outputs of all `parts`, in order, for one input.
@@ -43,20 +41,26 @@ impl Linear {
             true => None,
             false => Some(Tensor::f_cat(&biases, 0)?),
         };
+        Self::of(Tensor::f_cat(&weights, 0)?, bias)
+    }
+
+    fn of(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        let bias_numbers = match &bias {
+            Some(bias) => Vec::try_from(bias.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?)?,
+            None => Vec::new(),
+        };
         Ok(Self {
-            weight: Tensor::f_cat(&weights, 0)?,
+            weight,
             bias,
+            bias_numbers,
             packed: None,
         })
     }
 
     pub(crate) fn to(&self, device: Device, kind: Kind) -> Result<Self> {
         let place = |t: &Tensor| t.f_to_device(device)?.f_to_kind(kind);
-        Ok(Self {
-            weight: place(&self.weight)?,
-            bias: self.bias.as_ref().map(place).transpose()?,
-            packed: None,
-        })
+        let bias = self.bias.as_ref().map(place).transpose()?;
+        Self::of(place(&self.weight)?, bias)
     }
 
     /// Keeps the weight packed as well, or not any more; bytes that it takes.
@@ -67,10 +71,6 @@ impl Linear {
 
     /// As decode steps read it.
     pub(crate) fn for_decode(&self, copy: Copy) -> Result<Map<'_>> {
-        let bias = match &self.bias {
-            Some(bias) => Vec::<f32>::try_from(bias.f_to_kind(Kind::Float)?)?,
-            None => Vec::new(),
-        };
         let rows = match &self.packed {
             Some(packed) if copy == Copy::Packed => packed.rows(),
             _ => rows_of(&self.weight)?,
@@ -78,20 +78,15 @@ impl Linear {
         let outputs = usize::try_from(self.weight.size2()?.0).unwrap_or(0);
         Ok(Map {
             rows,
-            bias,
+            bias: &self.bias_numbers,
             outputs,
         })
     }
 
     /// The same in another dtype; what is in it already is shared.
     pub(crate) fn in_kind(&self, kind: Kind) -> Result<Self> {
-        Ok(Self {
-            weight: in_kind(&self.weight, kind)?,
-            bias: (self.bias.as_ref())
-                .map(|bias| in_kind(bias, kind))
-                .transpose()?,
-            packed: None,
-        })
+        let bias = self.bias.as_ref().map(|bias| in_kind(bias, kind));
+        Self::of(in_kind(&self.weight, kind)?, bias.transpose()?)
     }
 
     /// `x [.., in]` to `[.., out]`, in the dtype of `x`.

@@ -112,7 +112,7 @@ impl Mlp {
         };
         let down = Map {
             rows,
-            bias: Vec::new(),
+            bias: &[],
             outputs: usize::try_from(self.down.size2()?.0).unwrap_or(0),
         };
         Ok((self.gate_up.for_decode(copy)?, down, self.activation))

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use addenda_cache::{Store, StoreOptions};
+use addenda_cache::Store;
 use serde_json::json;
 
 use crate::cli::console::Console;
@@ -41,13 +41,8 @@ pub(crate) fn run(config: &Config, console: &mut Console) -> Result<ExitCode> {
 /// # Errors
 /// A daemon that has it open, a newer format, or the disk's.
 pub(crate) fn rebuild(directory: &Path, config: &Config, console: &mut Console) -> Result<Rebuilt> {
-    let options = StoreOptions {
-        max_bytes: (config.max_store_bytes > 0).then_some(config.max_store_bytes),
-        free_floor: config.min_free_bytes,
-        ..StoreOptions::default()
-    };
     let bar = console.bytes("reading packets");
-    let store = Store::rebuild(directory, options, &mut |progress| {
+    let store = Store::rebuild(directory, config.store_options(), &mut |progress| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes_done);
     })
