@@ -264,6 +264,15 @@ impl Usage {
         Ok(victims)
     }
 
+    /// Whether `needed` more bytes of this namespace fit only where someone goes.
+    pub(crate) fn is_over(&self, limits: &Limits, namespace: &str, needed: u64) -> bool {
+        let over = |used: u64, limit: Option<u64>| {
+            limit.is_some_and(|limit| used.saturating_add(needed) > limit)
+        };
+        let own = self.namespaces.get(namespace).copied().unwrap_or_default();
+        over(self.disk_bytes, limits.max_bytes) || over(own, limits.max_namespace_bytes)
+    }
+
     fn tick(&mut self) -> u64 {
         self.next_tick = self.next_tick.saturating_add(1);
         self.next_tick

@@ -146,6 +146,34 @@ impl Error {
         }
     }
 
+    /// The same error for another who meets it.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Io {
+                doing,
+                path,
+                source,
+            } => Self::Io {
+                doing,
+                path: path.clone(),
+                source: source.raw_os_error().map_or_else(
+                    || io::Error::new(source.kind(), source.to_string()),
+                    io::Error::from_raw_os_error,
+                ),
+            },
+            Self::Index(error) => Self::Index(error.clone()),
+            Self::DiskFull { needed, free } => Self::DiskFull {
+                needed: *needed,
+                free: *free,
+            },
+            other => Self::Io {
+                doing: "write to",
+                path: PathBuf::from("the store"),
+                source: io::Error::other(other.to_string()),
+            },
+        }
+    }
+
     pub(crate) fn invalid(field: &'static str, what: impl Into<String>) -> Self {
         Self::Invalid {
             field,

@@ -58,6 +58,17 @@ impl Pending<'_> {
             origin: Origin::New,
         }
     }
+
+    /// What is left to say of a record once its payload is written.
+    pub(crate) fn written(self) -> Pending<'static> {
+        Pending {
+            payload: Payload {
+                pieces: &[],
+                ..self.payload
+            },
+            ..self
+        }
+    }
 }
 
 /// Where a record came to lie.
@@ -65,6 +76,15 @@ impl Pending<'_> {
 pub(crate) struct Placed {
     pub(crate) sequence: u64,
     pub(crate) location: Location,
+}
+
+/// A batch that is in its extent and not yet durable.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) file: Arc<ExtentFile>,
+    /// Where its first record begins.
+    pub(crate) start: u64,
+    pub(crate) placed: Vec<Placed>,
 }
 
 /// Where the next record goes. Only one writer holds it.
@@ -163,6 +183,16 @@ impl Extents {
     /// Appends records as one batch; durable, all of them, when this returns. On an error none is visible now,
     /// though some may be found whole after a restart.
     pub(crate) fn append(&self, tail: &mut Tail, batch: &[Pending<'_>]) -> Result<Vec<Placed>> {
+        let written = self.write(tail, batch)?;
+        if let Err(error) = written.file.sync() {
+            self.abandon(tail, (&written.file, written.start), &error);
+            return Err(error);
+        }
+        Ok(written.placed)
+    }
+
+    /// Writes records as one batch; durable only after a sync of their extent. On an error nothing of it is there.
+    pub(crate) fn write(&self, tail: &mut Tail, batch: &[Pending<'_>]) -> Result<Written> {
         let length = batch.iter().map(record_len).fold(0, u64::saturating_add);
         let (file, start) = self.room(tail, length)?;
         let first = tail.next_sequence;
@@ -171,17 +201,15 @@ impl Extents {
         tail.next_sequence = first.saturating_add(new.count() as u64);
         match write_batch(&file, start, first, batch) {
             Ok((placed, end)) => {
-                if let Err(error) = file.sync() {
-                    give_up(&file, start, &error);
-                    tail.active = None;
-                    return Err(error);
-                }
-                tail.active = Some((file, end));
-                Ok(placed)
+                tail.active = Some((Arc::clone(&file), end));
+                Ok(Written {
+                    file,
+                    start,
+                    placed,
+                })
             }
             Err(error) if file.is_given_up() => {
-                give_up(&file, start, &error);
-                tail.active = None;
+                self.abandon(tail, (&file, start), &error);
                 Err(error)
             }
             Err(error) => {
@@ -194,14 +222,36 @@ impl Extents {
         }
     }
 
+    /// Ends an extent whose sync failed. What was not acknowledged, all from `start` on, is cut away where that can
+    /// still be done, so that no rebuild finds it; nothing is written to the extent again.
+    pub(crate) fn abandon(
+        &self,
+        tail: &mut Tail,
+        (file, start): (&ExtentFile, u64),
+        error: &Error,
+    ) {
+        tracing::error!(extent = %file.path().display(), %error, "the extent is given up: a sync failed");
+        if let Err(second) = file.cut(start) {
+            tracing::error!(extent = %file.path().display(), %second, "what was not acknowledged stays in it");
+        }
+        tail.active
+            .take_if(|(active, _)| active.number() == file.number());
+    }
+
+    /// Whether `length` more bytes go to the extent that grows.
+    pub(crate) fn fits(&self, tail: &Tail, length: u64) -> bool {
+        tail.active.as_ref().is_some_and(|(file, end)| {
+            let room = end.saturating_add(length) <= self.limit || *end == FIRST_RECORD;
+            room && !file.is_given_up()
+        })
+    }
+
     /// The extent and offset at which `length` more bytes go; a new extent where the present one is full.
     fn room(&self, tail: &mut Tail, length: u64) -> Result<(Arc<ExtentFile>, u64)> {
-        if let Some((file, end)) = &tail.active
-            && (end.saturating_add(length) <= self.limit || *end == FIRST_RECORD)
-        {
-            return Ok((Arc::clone(file), *end));
+        match &tail.active {
+            Some((file, end)) if self.fits(tail, length) => Ok((Arc::clone(file), *end)),
+            _ => Ok((self.roll(tail)?, FIRST_RECORD)),
         }
-        Ok((self.roll(tail)?, FIRST_RECORD))
     }
 
     /// Begins the next extent.
@@ -234,15 +284,6 @@ impl Extents {
         }
         drop(files);
         sync_directory(&self.directory, &self.disk)
-    }
-}
-
-/// Ends an extent whose sync failed. What was not acknowledged is cut away where that can still be done, so that no
-/// rebuild finds it; nothing is written to the extent again.
-fn give_up(file: &ExtentFile, start: u64, error: &Error) {
-    tracing::error!(extent = %file.path().display(), %error, "the extent is given up: a sync failed");
-    if let Err(second) = file.cut(start) {
-        tracing::error!(extent = %file.path().display(), %second, "what was not acknowledged stays in it");
     }
 }
 

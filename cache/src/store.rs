@@ -1,13 +1,13 @@
 //! The store: packets under their key and id, shared by all threads.
 //!
 //! Owns the order of things: durable in an extent first, then in the index, then visible; dead in both before its
-//! bytes are given back. Knows no file's layout and no key of the index. Invariants: one writer at a time; readers
+//! bytes are given back. Knows no file's layout and no key of the index. Invariants: one writer at a time, and many that wait for one sync; readers
 //! never wait for a write to reach the disk; what is acknowledged survives a crash; what is not is never visible in
 //! part.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::budget::{Limits, Usage};
@@ -22,9 +22,12 @@ use crate::payload::Hands;
 use crate::recover::{RecoverProgress, Recovered, Recovery, recover};
 
 mod compact;
+mod group;
 mod read;
 mod remove;
 mod write;
+
+use group::{Claims, Group};
 
 pub use compact::{CompactProgress, CompactReport, Effort};
 pub use read::Miss;
@@ -101,6 +104,8 @@ pub struct Store {
     hands: Hands,
     usage: Mutex<Usage>,
     writer: Mutex<Writer>,
+    /// Told when a group of records was synced, or its sync failed.
+    flushed: Condvar,
     /// Held by the one compaction that runs.
     compacting: Mutex<()>,
     can_punch: AtomicBool,
@@ -115,6 +120,11 @@ pub struct Store {
 #[derive(Debug)]
 struct Writer {
     tail: Tail,
+    /// What is written and waits for its sync, and what the sync that runs will change.
+    group: Option<Group>,
+    flushing: Option<Claims>,
+    /// How many wait until nothing waits for a sync.
+    settling: u32,
     records_since_checkpoint: u64,
     bytes_since_checkpoint: u64,
     /// The index missed an event that the extents have; it is replayed at the next open, so the checkpoint stays.
@@ -191,10 +201,14 @@ impl Store {
             hands,
             writer: Mutex::new(Writer {
                 tail,
+                group: None,
+                flushing: None,
+                settling: 0,
                 records_since_checkpoint: report.records,
                 bytes_since_checkpoint: 0,
                 index_is_behind: false,
             }),
+            flushed: Condvar::new(),
             compacting: Mutex::default(),
             can_punch: AtomicBool::new(true),
             hits: AtomicU64::new(0),
@@ -207,18 +221,13 @@ impl Store {
         }
         store.reclaim();
         locked(&store.usage).set_disk_bytes(store.extents.allocated()?);
-        store.checkpoint_if(&mut locked(&store.writer), 1)?;
+        store.checkpoint_if(&mut store.settled(), 1)?;
         Ok(store)
-    }
-
-    /// The writer's lock.
-    fn settled(&self) -> Result<MutexGuard<'_, Writer>> {
-        Ok(locked(&self.writer))
     }
 
     /// Looks at the index while nothing changes it.
     pub(crate) fn at_rest<T>(&self, look: impl FnOnce(&Index) -> Result<T>) -> Result<T> {
-        let _writer = self.settled()?;
+        let _writer = self.settled();
         look(&self.index)
     }
 
@@ -265,7 +274,7 @@ impl Store {
 
     /// Makes the index durable as it is, so that the next open replays nothing.
     pub fn checkpoint(&self) -> Result<()> {
-        self.checkpoint_if(&mut locked(&self.writer), 0)
+        self.checkpoint_if(&mut self.settled(), 0)
     }
 
     /// Checkpoints where at least so many records came since the last one.
@@ -277,13 +286,16 @@ impl Store {
         if writer.index_is_behind {
             return Ok(());
         }
+        // What waits for its sync is behind the checkpoint.
+        let end = (*offset, writer.tail.next_sequence);
+        let (offset, next_sequence) = writer.group.as_ref().map_or(end, Group::start);
         let uses = locked(&self.usage).take_dirty();
         self.index.note_uses(&uses)?;
         self.index.set_checkpoint(&Checkpoint {
             extent: file.number(),
             salt: *file.salt(),
-            offset: *offset,
-            next_sequence: writer.tail.next_sequence,
+            offset,
+            next_sequence,
         })?;
         writer.records_since_checkpoint = 0;
         writer.bytes_since_checkpoint = 0;

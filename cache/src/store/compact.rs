@@ -152,7 +152,7 @@ impl Store {
             Ok(file.len()? > FIRST_RECORD && effort.is_worth(taken.saturating_sub(live), taken))
         };
         let mut worth = Vec::new();
-        let mut writer = self.settled()?;
+        let mut writer = self.settled();
         for file in self.extents.all() {
             if is_worth(&file)? {
                 worth.push(file);
@@ -241,7 +241,7 @@ impl Store {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut writer = self.settled()?;
+        let mut writer = self.settled();
         self.copy_with(&mut writer, batch, report)?;
         drop(writer);
         batch.clear();
@@ -290,7 +290,7 @@ impl Store {
 
     /// Removes an extent in which nothing counts any more; false where someone is about to read in it.
     fn remove_extent(&self, file: &Arc<ExtentFile>) -> Result<bool> {
-        let mut writer = self.settled()?;
+        let mut writer = self.settled();
         if !locked(&self.usage).packets_in(file.number()).is_empty() {
             return Ok(false);
         }

@@ -165,7 +165,7 @@ impl Store {
     /// All extents, each with the end of what was written to it.
     pub(crate) fn written(&self) -> Result<Vec<(Arc<ExtentFile>, u64)>> {
         // With the writer's lock, so that no half-written record is counted in.
-        let writer = locked(&self.writer);
+        let writer = self.settled();
         let active = writer.tail.active.as_ref();
         let end_of = |file: &ExtentFile| {
             active

@@ -30,7 +30,7 @@ pub struct Removed {
 impl Store {
     /// Deletes a packet, pinned or not; durable when this returns. Nothing is removed where there is none.
     pub fn delete(&self, id: &PacketId) -> Result<Removed> {
-        let mut writer = locked(&self.writer);
+        let mut writer = self.settled();
         let Some(manifest) = self.index.manifest(id)? else {
             return Ok(Removed::default());
         };
@@ -52,7 +52,7 @@ impl Store {
     pub fn delete_document(&self, namespace: &str, name: &str) -> Result<Removed> {
         check_namespace(namespace)?;
         check_document(name)?;
-        let mut writer = locked(&self.writer);
+        let mut writer = self.settled();
         let document = self.index.document(namespace, name)?;
         let mut ids: BTreeSet<PacketId> = document.iter().flat_map(Document::ids).collect();
         ids.extend(self.index.made_for(namespace, name)?);
@@ -85,7 +85,7 @@ impl Store {
 
     /// Never serves this packet again.
     pub(crate) fn quarantine(&self, id: PacketId, key: PacketKey) -> Result<()> {
-        let mut writer = locked(&self.writer);
+        let mut writer = self.settled();
         self.commit(&mut writer, &[tombstone(id, key, Gone::Quarantined)])
     }
 

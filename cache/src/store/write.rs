@@ -5,6 +5,7 @@
 //! what was evicted for it.
 
 use std::collections::BTreeSet;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 use super::{CHECKPOINT_BYTES, CHECKPOINT_RECORDS, Store, Writer, now_ms};
@@ -56,7 +57,8 @@ impl Store {
     ) -> Result<Put> {
         check_put(header, token_ids, body)?;
         if let Some(manifest) = self.live(&header.key)? {
-            match self.put_again(&mut locked(&self.writer), header, &manifest.id, bind) {
+            let mut writer = bind.then(|| self.settled());
+            match self.put_again(writer.as_deref_mut(), header, &manifest.id) {
                 // It went just now: it is put anew.
                 Err(Error::NotFound { .. }) => {}
                 other => return other,
@@ -89,31 +91,58 @@ impl Store {
             },
             origin: Origin::New,
         };
-        let mut writer = locked(&self.writer);
-        // Another thread may have put it meanwhile.
-        if let Some(manifest) = self.live(&header.key)? {
-            return self.put_again(&mut writer, header, &manifest.id, bind);
+        let writer = locked(&self.writer);
+        if self.may_join(&writer, header, record_len(&packet), bind)? {
+            self.put_among_others(writer, packet, bind)?;
+        } else {
+            drop(writer);
+            let mut writer = self.settled();
+            // Another thread may have put it meanwhile.
+            if let Some(manifest) = self.live(&header.key)? {
+                return self.put_again(bind.then_some(&mut *writer), header, &manifest.id);
+            }
+            self.make_room(&mut writer, &header.namespace, &packet)?;
+            let batch = self.with_binding(packet, bind)?;
+            self.commit(&mut writer, &batch)?;
         }
-        self.make_room(&mut writer, &header.namespace, &packet)?;
-        let mut batch = vec![packet];
-        if bind {
-            let (namespace, name) = (&header.namespace, &header.document);
-            batch.extend(self.binding(namespace, name, &header.source, &[id])?);
-        }
-        self.commit(&mut writer, &batch)?;
-        drop(writer);
         self.reclaim();
         Ok(Put { id, created: true })
     }
 
+    /// Puts a packet that concerns no other; one sync serves all that are put so at a time.
+    fn put_among_others(
+        &self,
+        mut writer: MutexGuard<'_, Writer>,
+        packet: Pending<'_>,
+        bind: bool,
+    ) -> Result<()> {
+        let batch = self.with_binding(packet, bind)?;
+        let outcome = self.join(&mut writer, batch)?;
+        drop(writer);
+        self.durable(&outcome)
+    }
+
+    /// A packet and, where it is to stand for the document that its header names, the events that bind the two.
+    fn with_binding<'a>(&self, packet: Pending<'a>, bind: bool) -> Result<Vec<Pending<'a>>> {
+        let binding = match &packet.event {
+            Event::Packet { id, header, .. } if bind => {
+                self.binding(&header.namespace, &header.document, &header.source, &[*id])?
+            }
+            _ => Vec::new(),
+        };
+        let mut batch = vec![packet];
+        batch.extend(binding);
+        Ok(batch)
+    }
+
+    /// A packet of the same key is live: binds the document to it, with a writer's lock to do so.
     fn put_again(
         &self,
-        writer: &mut Writer,
+        writer: Option<&mut Writer>,
         header: &PacketHeader,
         id: &PacketId,
-        bind: bool,
     ) -> Result<Put> {
-        if bind {
+        if let Some(writer) = writer {
             let (namespace, name) = (&header.namespace, &header.document);
             self.bind_as(writer, namespace, name, &header.source, &[*id])?;
         }
@@ -140,13 +169,7 @@ impl Store {
         if parts.is_empty() {
             return Err(Error::invalid("parts", "must not be empty"));
         }
-        self.bind_as(
-            &mut locked(&self.writer),
-            namespace,
-            document,
-            source,
-            parts,
-        )
+        self.bind_as(&mut self.settled(), namespace, document, source, parts)
     }
 
     fn bind_as(
@@ -183,7 +206,7 @@ impl Store {
     }
 
     fn set_pin(&self, id: &PacketId, pinned: bool) -> Result<Manifest> {
-        let mut writer = locked(&self.writer);
+        let mut writer = self.settled();
         let found = self.live_id(id)?.ok_or(Error::NotFound { id: *id })?;
         if found.pinned != pinned {
             self.commit(
@@ -281,15 +304,25 @@ impl Store {
         self.evict(writer, &victims)
     }
 
-    /// Appends events, then applies them to the index.
+    /// Appends events, then applies them to the index. The writer's lock must be [settled](Store::settled).
     pub(super) fn commit(&self, writer: &mut Writer, batch: &[Pending<'_>]) -> Result<()> {
         let bytes = batch.iter().map(record_len).sum();
         let placed = self.extents.append(&mut writer.tail, batch);
         let placed = placed.map_err(|error| self.with_figures(error, bytes))?;
+        self.take_in(writer, batch.iter().zip(&placed), bytes)
+    }
+
+    /// Applies durable events, which take so many bytes, to the index.
+    pub(super) fn take_in<'a>(
+        &self,
+        writer: &mut Writer,
+        records: impl Iterator<Item = (&'a Pending<'a>, &'a Placed)>,
+        bytes: u64,
+    ) -> Result<()> {
         locked(&self.usage).wrote(bytes);
-        writer.records_since_checkpoint += batch.len() as u64;
         writer.bytes_since_checkpoint += bytes;
-        for (pending, placed) in batch.iter().zip(&placed) {
+        for (pending, placed) in records {
+            writer.records_since_checkpoint += 1;
             if let Err(error) = self.apply(pending, placed) {
                 writer.index_is_behind = true;
                 return Err(error);
@@ -303,7 +336,7 @@ impl Store {
     }
 
     /// A full disk, with the figures.
-    fn with_figures(&self, error: Error, needed: u64) -> Error {
+    pub(super) fn with_figures(&self, error: Error, needed: u64) -> Error {
         match error {
             Error::Io { source, .. } if is_full(&source) => Error::DiskFull {
                 needed,

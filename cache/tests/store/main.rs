@@ -15,6 +15,7 @@ mod damage;
 mod faults;
 mod figures;
 mod formats;
+mod group;
 mod model;
 mod parts;
 mod rebuild;
