@@ -9,10 +9,11 @@
 //! u id              -> last use, ms        g key             -> why the packet is gone
 //! p id              -> nothing (pinned)    s ns source id    -> nothing
 //! c                 -> checkpoint          v                 -> version of all this
+//! w                 -> where the scrub stands
 //! ```
 //! Owns keys, values and how an event changes them. Never reads an extent, never decides what happens. Invariants:
 //! an event is one atomic batch; applying events again from the checkpoint on leads to the same state; everything
-//! here save last uses can be made anew from the extents. Only one thread at a time applies events.
+//! here save last uses and the scrub's place can be made anew from the extents. Only one thread at a time applies events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Gone};
 use crate::id::{PacketId, PacketKey};
 use crate::manifest::Manifest;
+use crate::scrub::ScrubState;
 
 mod checkpoint;
 mod read;
@@ -230,6 +232,20 @@ impl Index {
         if self.grave_at(packet_key)? == Some(at_ms) {
             self.db.remove(key(b'g', packet_key.as_bytes()))?;
         }
+        Ok(())
+    }
+
+    /// Where the scrub stands; at the beginning where nothing is known.
+    pub(crate) fn scrub(&self) -> Result<ScrubState> {
+        let value = self.db.get(b"w")?;
+        // What can't be read costs a lap begun anew.
+        Ok(value
+            .and_then(|value| ScrubState::decode(&value).ok())
+            .unwrap_or_default())
+    }
+
+    pub(crate) fn set_scrub(&self, state: ScrubState) -> Result<()> {
+        self.db.insert(b"w", state.encode())?;
         Ok(())
     }
 

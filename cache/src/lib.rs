@@ -29,6 +29,7 @@ mod payload;
 mod record;
 mod recover;
 mod scan;
+mod scrub;
 mod store;
 mod verify;
 
@@ -43,6 +44,7 @@ pub use lock::DirectoryLock;
 pub use manifest::{Location, Manifest};
 pub use packet::{MAX_DOCUMENT, MAX_DTYPE, MAX_NAMESPACE, MAX_ROPE, PacketHeader};
 pub use recover::{RecoverProgress, Recovery};
+pub use scrub::{ScrubState, Scrubbed};
 pub use store::{
     CompactProgress, CompactReport, Effort, Miss, Put, Removed, Stats, Store, StoreOptions,
 };

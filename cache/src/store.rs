@@ -313,7 +313,7 @@ impl Drop for Store {
 }
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

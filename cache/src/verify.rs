@@ -77,7 +77,12 @@ impl Store {
             let Some(last) = page.last() else { break };
             after = Some(*last);
             for id in page {
-                self.verify_one(&id, &mut state, &mut report)?;
+                if let Some((bytes, damaged)) = self.check(&id)? {
+                    state.packets += 1;
+                    state.bytes += bytes;
+                    state.damaged += u64::from(damaged.is_some());
+                    report.damaged.extend(damaged);
+                }
                 (report.packets, report.bytes) = (state.packets, state.bytes);
                 if progress(&state).is_break() {
                     return Ok(report);
@@ -89,34 +94,28 @@ impl Store {
         Ok(report)
     }
 
-    fn verify_one(
-        &self,
-        id: &PacketId,
-        state: &mut VerifyProgress,
-        report: &mut VerifyReport,
-    ) -> Result<()> {
+    /// Verifies a packet and quarantines it where it is damaged; gives its bytes. None where it is gone.
+    pub(crate) fn check(&self, id: &PacketId) -> Result<Option<(u64, Option<DamagedPacket>)>> {
         // Leased, so that it is not reclaimed under our eyes; gone meanwhile is fine.
         let Some((manifest, _lease)) = self.lease(id)? else {
-            return Ok(());
+            return Ok(None);
         };
-        state.packets += 1;
-        state.bytes += manifest.bytes();
+        let bytes = manifest.bytes();
         match self.verify_record(&manifest) {
             Ok(_) => {
                 self.mark_verified(&manifest);
-                Ok(())
+                Ok(Some((bytes, None)))
             }
             Err(Error::Damaged { what, .. }) => {
                 tracing::error!(%id, what, "a packet is damaged; it is quarantined");
                 self.quarantine(*id, manifest.header.key)?;
-                state.damaged += 1;
-                report.damaged.push(DamagedPacket {
+                let damaged = DamagedPacket {
                     id: *id,
                     namespace: manifest.header.namespace,
                     document: manifest.header.document,
                     what,
-                });
-                Ok(())
+                };
+                Ok(Some((bytes, Some(damaged))))
             }
             Err(error) => Err(error),
         }

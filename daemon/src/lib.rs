@@ -24,3 +24,4 @@ mod shutdown;
 mod split;
 pub mod telemetry;
 mod turns;
+mod watchman;

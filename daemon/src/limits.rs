@@ -75,5 +75,11 @@ pub(crate) const GATHER: Duration = Duration::from_millis(20);
 pub(crate) const LEDGER_BATCH: usize = 256;
 /// How long requests that were ended may take to tell their clients.
 pub(crate) const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The least pause between two stretches of the scrub.
+pub(crate) const WATCH: Duration = Duration::from_secs(1);
+/// How long the scrub rests between two laps.
+pub(crate) const SCRUB_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often it is asked whether a compaction is worth it.
+pub(crate) const COMPACT_EVERY: Duration = Duration::from_secs(60);
 /// How often a silent connection is asked whether its client is there, and how long it may think.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);

@@ -53,6 +53,10 @@ pub(crate) struct Metrics {
     pub(crate) batch: Histogram,
     /// Edits and retirings, from their first step to their last.
     pub(crate) edit: Histogram,
+    /// Bytes of packets that the scrub verified.
+    pub(crate) scrubbed: Counter,
+    /// Packets, and ledgers, that the scrub found damaged.
+    pub(crate) damaged: Counter,
     tokens: Family<Source, Counter>,
     ended: Family<Outcome, Counter>,
     running: Gauge,
@@ -96,6 +100,16 @@ impl Metrics {
         registry.register("tokens", help, tokens.clone());
         let ended = Family::<Outcome, Counter>::default();
         registry.register("answers", "Answers by how they ended", ended.clone());
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let scrubbed = counter("scrubbed_bytes", "Bytes of packets that the scrub verified");
+        let damaged = counter(
+            "damaged",
+            "Packets and ledgers that the scrub found damaged",
+        );
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -120,6 +134,8 @@ impl Metrics {
             queue_wait,
             batch,
             edit,
+            scrubbed,
+            damaged,
             tokens,
             ended,
             running,

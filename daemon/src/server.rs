@@ -44,7 +44,7 @@ use crate::grpc::packets::PacketsService;
 use crate::grpc::{Daemon, Serving};
 use crate::jobs::{Jobs, now_ms};
 use crate::packets::Packets;
-use crate::{http, limits, shutdown};
+use crate::{http, limits, shutdown, watchman};
 
 /// Serves until SIGINT or SIGTERM. `ready` is called once requests are answered, with the address.
 ///
@@ -117,6 +117,7 @@ pub async fn serve_until(
             tell(&health, ServingStatus::Serving).await;
             tracing::info!(%address, "ready");
             ready(address);
+            tokio::spawn(watchman::watch(Arc::clone(&daemon)));
             watch(&daemon, &health, &stop).await;
             Ok(())
         }

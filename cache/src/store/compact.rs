@@ -130,6 +130,25 @@ impl Store {
         self.finish(report)
     }
 
+    /// Whether a compaction of this effort would give anything back.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn needs_compaction(&self, effort: Effort) -> Result<bool> {
+        for file in self.extents.all() {
+            if self.is_worth(&file, effort)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn is_worth(&self, file: &ExtentFile, effort: Effort) -> Result<bool> {
+        let taken = file.allocated()?.saturating_sub(FIRST_RECORD);
+        let live = locked(&self.usage).live_in(file.number());
+        Ok(file.len()? > FIRST_RECORD && effort.is_worth(taken.saturating_sub(live), taken))
+    }
+
     fn finish(&self, mut report: CompactReport) -> Result<CompactReport> {
         self.reclaim();
         report.disk_bytes = self.extents.allocated()?;
@@ -146,15 +165,10 @@ impl Store {
 
     /// Extents of which enough is dead, oldest first. The one that grows is closed where it is among them.
     fn worth_compacting(&self, effort: Effort) -> Result<Vec<Arc<ExtentFile>>> {
-        let is_worth = |file: &ExtentFile| -> Result<bool> {
-            let taken = file.allocated()?.saturating_sub(FIRST_RECORD);
-            let live = locked(&self.usage).live_in(file.number());
-            Ok(file.len()? > FIRST_RECORD && effort.is_worth(taken.saturating_sub(live), taken))
-        };
         let mut worth = Vec::new();
         let mut writer = self.settled();
         for file in self.extents.all() {
-            if is_worth(&file)? {
+            if self.is_worth(&file, effort)? {
                 worth.push(file);
             }
         }

@@ -20,3 +20,4 @@ mod model;
 mod parts;
 mod rebuild;
 mod sample;
+mod scrub;

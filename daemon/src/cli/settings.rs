@@ -105,6 +105,9 @@ pub(crate) struct ServerArgs {
     /// Free disk space below which nothing is written [default: 1 GiB]
     #[arg(long, value_name = "BYTES")]
     min_free_bytes: Option<String>,
+    /// How fast stored packets are read once a day to find what decays on disk; 0 never [default: 4 MiB]
+    #[arg(long, value_name = "BYTES")]
+    scrub_bytes_per_second: Option<String>,
     /// What is logged: error, warn, info, debug, or directives [default: info]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -132,6 +135,7 @@ impl ServerArgs {
             ("max_store_bytes", &self.max_store_bytes),
             ("max_namespace_bytes", &self.max_namespace_bytes),
             ("min_free_bytes", &self.min_free_bytes),
+            ("scrub_bytes_per_second", &self.scrub_bytes_per_second),
             ("log", &self.log),
         ])
     }

@@ -190,6 +190,12 @@ pub const KEYS: &[Key] = &[
         "free disk space below which nothing is written",
     ),
     key(
+        "scrub_bytes_per_second",
+        KeyKind::Bytes,
+        Some("4 MiB"),
+        "how fast stored packets are read once a day to find what decays on disk; 0 never",
+    ),
+    key(
         "log",
         KeyKind::Text,
         Some("info"),
