@@ -1,6 +1,6 @@
 """Checks that the crates' arrows point one way.
 
-daemon -> editor -> model, daemon -> cache, daemon -> proto; the tests and benches may look at
+daemon -> editor -> model, daemon -> cache, daemon -> proto, and disk below editor and cache; the tests and benches may look at
 everything and nobody looks at them. Beyond the workspace's own crates: the store sees no
 tensors, the model sees neither the store's database nor the wire, and proto holds no logic.
 """
@@ -16,12 +16,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The workspace's crates, and which of their own kind each may depend on.
 OWN = {
     "addenda-proto": set(),
+    "addenda-disk": set(),
     "addenda-model": set(),
-    "addenda-cache": set(),
-    "addenda-editor": {"addenda-model"},
+    "addenda-cache": {"addenda-disk"},
+    "addenda-editor": {"addenda-model", "addenda-disk"},
     "addenda": {"addenda-proto", "addenda-model", "addenda-cache", "addenda-editor"},
-    "addenda-tests": {"addenda-proto", "addenda-model", "addenda-cache", "addenda-editor", "addenda"},
-    "addenda-benches": {"addenda-proto", "addenda-model", "addenda-cache", "addenda-editor", "addenda"},
+    "addenda-tests": {"addenda-proto", "addenda-disk", "addenda-model", "addenda-cache", "addenda-editor", "addenda"},
+    "addenda-benches": {"addenda-proto", "addenda-disk", "addenda-model", "addenda-cache", "addenda-editor", "addenda"},
 }
 
 TENSORS = {"tch", "torch-sys", "tokenizers", "safetensors"}
@@ -31,6 +32,7 @@ WIRE = {"tonic", "tonic-prost", "tonic-health", "tonic-reflection", "prost", "pr
 # What the outside world offers and a crate must not take.
 FORBIDDEN = {
     "addenda-proto": TENSORS | STORE,
+    "addenda-disk": TENSORS | STORE | WIRE,
     "addenda-model": STORE | WIRE,
     "addenda-editor": STORE | WIRE,
     "addenda-cache": TENSORS | WIRE,

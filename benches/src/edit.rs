@@ -11,7 +11,9 @@ mod summary;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use addenda_editor::{Corpus, Editor, EditorOptions, FactId, Method, Progress, Settings};
+use addenda_editor::{
+    Corpus, Disk, Editor, EditorOptions, FactId, Method, Progress, SNAPSHOT_EVERY, Settings,
+};
 use addenda_model::{Tokenizer, Transformer};
 use serde_json::{Map, Value, json};
 
@@ -203,6 +205,8 @@ impl Bench {
             fingerprint,
             settings: settings(arguments, &model)?,
             corpus,
+            snapshot_every: SNAPSHOT_EVERY,
+            disk: Disk::default(),
         };
         let editor = Editor::open(options, &mut model, &tokenizer, &mut go_on)?;
         let method = arguments.method()?;

@@ -10,10 +10,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::fault::{Disk, IoPoint};
 use crate::file::{ExtentFile, FIRST_RECORD, sync_directory};
 use crate::manifest::Location;
 use crate::record::{COPY_VERSION, Frame, RECORD_VERSION, align};
+use addenda_disk::{Disk, IoPoint};
 
 /// A payload that is to be written: pieces, one behind the other.
 #[derive(Debug, Clone, Copy)]

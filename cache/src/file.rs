@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result};
-use crate::fault::{Disk, IoPoint, full};
+use addenda_disk::{Disk, IoPoint, full};
 
 /// Newest layout that is known here.
 const EXTENT_VERSION: u32 = 1;

@@ -255,9 +255,9 @@ fn digest_by_reading(file: &ExtentFile, place: &Location) -> Result<[u8; 32]> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
     use super::{Hands, PIECE, digest_by_reading, payload_hasher, verified};
-    use crate::fault::Disk;
     use crate::file::{ExtentFile, FIRST_RECORD};
     use crate::manifest::Location;
+    use addenda_disk::Disk;
 
     #[test]
     fn a_payload_of_any_length_has_the_digest_that_it_was_written_with() {

@@ -11,7 +11,6 @@ use crate::budget::Usage;
 use crate::error::{Error, Result};
 use crate::event::{Event, Gone};
 use crate::extent::{Extents, Opened, Tail};
-use crate::fault::Disk;
 use crate::file::sync_directory;
 use crate::id::{PacketId, PacketKey};
 use crate::index::{Checkpoint, Index};
@@ -20,6 +19,7 @@ use crate::lock::wait_until_free;
 use crate::manifest::Location;
 use crate::payload::Hands;
 use crate::store::StoreOptions;
+use addenda_disk::Disk;
 
 mod replay;
 

@@ -14,12 +14,12 @@ use crate::budget::{Limits, Usage};
 use crate::error::{Error, Result};
 use crate::event::Gone;
 use crate::extent::{Extents, Tail};
-use crate::fault::Disk;
 use crate::index::{Checkpoint, Index};
 use crate::lease::{Leases, locked};
 use crate::lock::DirectoryLock;
 use crate::payload::Hands;
 use crate::recover::{RecoverProgress, Recovered, Recovery, recover};
+use addenda_disk::Disk;
 
 mod compact;
 mod group;

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use addenda_disk::Disk;
 use addenda_model::Transformer;
 use addenda_model::tokenizer::Tokenizer;
 
@@ -19,13 +20,14 @@ use crate::error::{Error, Result};
 use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
 use crate::joint::{Desk, Solver};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Opened};
 use crate::moment::MomentStore;
 use crate::pace::Pace;
 use crate::patch::Patch;
 use crate::plan::{Novelty, PlannedRetirement, Planner, Weights};
 use crate::register::{Added, FactRecord, LedgerEvent, Register};
 use crate::settings::{Method, Settings};
+use crate::snapshot::Snapshot;
 
 /// Where an editor keeps what it keeps, and how it edits.
 #[derive(Debug, Clone)]
@@ -40,7 +42,14 @@ pub struct EditorOptions {
     pub settings: Settings,
     /// The text that second moments are measured on.
     pub corpus: Corpus,
+    /// Frames behind the last snapshot of the ledger after which the next one is written.
+    pub snapshot_every: u64,
+    /// The disk that the ledger lies on.
+    pub disk: Disk,
 }
+
+/// What [`EditorOptions::snapshot_every`] is where nobody has a reason for another number.
+pub const SNAPSHOT_EVERY: u64 = 256;
 
 /// What was found when the editor was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +58,8 @@ pub struct Opening {
     pub frames: u64,
     /// Facts that are in the weights again.
     pub active: usize,
+    /// Of these, frames that a snapshot stood for; the others were replayed.
+    pub snapshot: u64,
     /// Bytes of a torn tail that were cut off; they were never acknowledged.
     pub torn_bytes: u64,
 }
@@ -61,6 +72,31 @@ pub struct Editor {
     register: Register,
     patches: Vec<Patch>,
     opening: Opening,
+    snapshots: Snapshots,
+}
+
+/// Where and when snapshots of the ledger are written.
+#[derive(Debug)]
+struct Snapshots {
+    dir: PathBuf,
+    disk: Disk,
+    every: u64,
+    /// Frames that the last one stands for.
+    last: u64,
+}
+
+impl Snapshots {
+    /// Writes one where it is due. A failure costs the next start time, and nothing else.
+    fn keep(&mut self, ledger: &Ledger, register: &Register) {
+        let end = ledger.end();
+        if end.frames < self.last.saturating_add(self.every) {
+            return;
+        }
+        self.last = end.frames;
+        if let Err(error) = Snapshot::write(&self.dir, end, register, &self.disk) {
+            tracing::warn!(%error, "no snapshot of the ledger was written; the next start replays more of it");
+        }
+    }
 }
 
 impl Editor {
@@ -74,8 +110,7 @@ impl Editor {
         pace: &mut Pace<'_>,
     ) -> Result<Self> {
         options.settings.check(model.config())?;
-        let opened = Ledger::open(&options.ledger_dir)?;
-        let mut register = Register::new(options.fingerprint);
+        let (opened, mut register) = read_ledger(&options)?;
         for frame in &opened.frames {
             Entry::decode(&frame.content)
                 .and_then(|entry| register.apply(frame, entry))
@@ -98,6 +133,7 @@ impl Editor {
         let opening = Opening {
             frames: opened.ledger.frames(),
             active: register.active().len(),
+            snapshot: opened.from.frames,
             torn_bytes: opened.torn,
         };
         if opening.torn_bytes > 0 {
@@ -115,6 +151,12 @@ impl Editor {
             register,
             patches: Vec::new(),
             opening,
+            snapshots: Snapshots {
+                dir: options.ledger_dir,
+                disk: options.disk,
+                every: options.snapshot_every,
+                last: opened.from.frames,
+            },
         };
         let study = match opening.active {
             0 => None,
@@ -132,6 +174,7 @@ impl Editor {
             pace,
         )?;
         editor.install(model, weights)?;
+        editor.snapshots.keep(&editor.ledger, &editor.register);
         Ok(editor)
     }
 
@@ -434,7 +477,9 @@ impl Editor {
         // What is remembered is what a restart will read, to the last bit of each figure.
         Entry::decode(&frame.content)
             .and_then(|entry| self.register.apply(&frame, entry))
-            .map_err(|problem| inconsistent(frame.sequence, problem))
+            .map_err(|problem| inconsistent(frame.sequence, problem))?;
+        self.snapshots.keep(&self.ledger, &self.register);
+        Ok(())
     }
 
     fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {
@@ -532,6 +577,23 @@ impl Editor {
         let recipe = self.planner.recipe(method);
         self.planner.solver.prepare(desk, &recipe, pace)
     }
+}
+
+/// The ledger, read from its snapshot on, and what the snapshot stands for.
+fn read_ledger(options: &EditorOptions) -> Result<(Opened, Register)> {
+    let (dir, base) = (&options.ledger_dir, options.fingerprint);
+    let snapshot = Snapshot::read(dir, base, &options.disk);
+    let place = snapshot.as_ref().map(|snapshot| snapshot.place);
+    let opened = Ledger::open(dir, &options.disk, place)?;
+    let register = match snapshot {
+        Some(snapshot) if opened.from == snapshot.place => snapshot.register,
+        Some(_) => {
+            tracing::warn!("the ledger is replayed in full: its snapshot is that of another one");
+            Register::new(base)
+        }
+        None => Register::new(base),
+    };
+    Ok((opened, register))
 }
 
 fn now_ms() -> u64 {

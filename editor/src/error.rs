@@ -169,7 +169,7 @@ pub enum Error {
     },
     /// An earlier write to the ledger failed half way and could not be undone.
     #[error(
-        "an earlier write to the ledger failed and could not be undone: restart the daemon, which repairs the ledger"
+        "an earlier write to the ledger failed, and what of it is on the disk is not known: restart the daemon, which verifies the ledger and cuts off what was never acknowledged"
     )]
     LedgerStuck,
     /// Facts were solved with the second moment of a text that is not at hand.

@@ -24,13 +24,15 @@ mod plan;
 mod register;
 mod rows;
 mod settings;
+mod snapshot;
 mod solve;
 mod subject;
 mod value;
 
+pub use addenda_disk::{Disk, Fault, Faults, IoPoint};
 pub use batch::{Planned, Request};
 pub use corpus::Corpus;
-pub use editor::{Editor, EditorOptions, Opening};
+pub use editor::{Editor, EditorOptions, Opening, SNAPSHOT_EVERY};
 pub use error::{Error, Result};
 pub use evaluate::Figures;
 pub use fact::{Fact, FactId, MAX_BYTES, MAX_PROBES, MAX_REQUEST_ID, PLACEHOLDER};

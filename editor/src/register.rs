@@ -5,6 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
+
+use crate::digest::as_hex;
 use crate::entry::{Addition, Edit, Entry};
 use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
@@ -12,7 +15,8 @@ use crate::ledger::Frame;
 use crate::settings::Method;
 
 /// Whether a fact is in the weights, and why not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FactState {
     /// In the weights.
     Active,
@@ -23,7 +27,7 @@ pub enum FactState {
 }
 
 /// A fact and its life. A fact that was added again shows its latest life.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FactRecord {
     /// What it is.
     pub id: FactId,
@@ -56,11 +60,12 @@ pub struct FactRecord {
 }
 
 /// The answer to an addition.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Added {
     /// The fact as it was when it was added.
     pub record: FactRecord,
     /// The weights revision that holds it.
+    #[serde(with = "as_hex")]
     pub revision: [u8; 32],
     /// The fact whose place it took.
     pub superseded: Option<FactId>,
@@ -69,7 +74,8 @@ pub struct Added {
 }
 
 /// What a ledger event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Action {
     /// A fact came into the weights.
     Added,
@@ -90,7 +96,7 @@ impl std::fmt::Display for Action {
 }
 
 /// One thing that the ledger tells. A frame that supersedes tells two, of one sequence number.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerEvent {
     /// Number of the frame, from 1.
     pub sequence: u64,
@@ -101,8 +107,10 @@ pub struct LedgerEvent {
     /// Milliseconds since 1970-01-01T00:00:00Z.
     pub at_ms: u64,
     /// The weights revision after it.
+    #[serde(with = "as_hex")]
     pub revision: [u8; 32],
     /// BLAKE3 of the frame.
+    #[serde(with = "as_hex")]
     pub digest: [u8; 32],
 }
 
@@ -120,7 +128,58 @@ pub(crate) struct Register {
     events: Vec<LedgerEvent>,
 }
 
+/// All of a register but its base and what follows from the rest; each edit without its z.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Saved {
+    records: Vec<FactRecord>,
+    active: Vec<(FactId, Edit)>,
+    requests: Vec<(String, Added)>,
+    events: Vec<LedgerEvent>,
+}
+
 impl Register {
+    /// What [`Self::restore`] makes the same register of; the active edits' z beside it, in their order.
+    pub(crate) fn save(&self) -> (Saved, Vec<Vec<f32>>) {
+        let active = self.active.iter().map(|(id, edit)| (*id, edit.clone()));
+        let requests = self.requests.iter();
+        let saved = Saved {
+            records: self.records.values().cloned().collect(),
+            active: active.collect(),
+            requests: requests
+                .map(|(id, added)| (id.clone(), added.clone()))
+                .collect(),
+            events: self.events.clone(),
+        };
+        (
+            saved,
+            self.active.values().map(|edit| edit.z.clone()).collect(),
+        )
+    }
+
+    /// The reverse of [`Self::save`]; the error says what does not fit.
+    pub(crate) fn restore(
+        base: [u8; 32],
+        saved: Saved,
+        values: Vec<Vec<f32>>,
+    ) -> Result<Self, String> {
+        if saved.active.len() != values.len() {
+            return Err("an active edit has no z".to_owned());
+        }
+        let mut register = Self::new(base);
+        for record in saved.records {
+            register.order.insert(record.sequence, record.id);
+            register.records.insert(record.id, record);
+        }
+        for ((id, edit), z) in saved.active.into_iter().zip(values) {
+            let edit = Edit { z, ..edit };
+            register.patches.insert(edit.digest(id));
+            register.active.insert(id, edit);
+        }
+        register.requests = saved.requests.into_iter().collect();
+        register.events = saved.events;
+        Ok(register)
+    }
+
     pub(crate) fn new(base: [u8; 32]) -> Self {
         Self {
             base,

@@ -12,12 +12,12 @@ use tempfile::TempDir;
 use super::{Found, Scanner, Step, read_record, verify_payload};
 use crate::event::Event;
 use crate::extent::{Extents, Origin, Payload, Pending, Tail};
-use crate::fault::Disk;
 use crate::file::{ExtentFile, FIRST_RECORD};
 use crate::id::{PacketId, PacketKey};
 use crate::packet::PacketHeader;
 use crate::payload::{Hands, payload_hasher};
 use crate::record::body_offset;
+use addenda_disk::Disk;
 
 fn append(extents: &Extents, tail: &mut Tail, number: u8, body: &[u8]) {
     let header = PacketHeader {

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use addenda_editor::{Corpus, Editor, EditorOptions, Settings};
+use addenda_editor::{Corpus, Disk, Editor, EditorOptions, SNAPSHOT_EVERY, Settings};
 use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Packing, Tokenizer, Transformer};
 use tch::{Device, Kind};
 
@@ -167,6 +167,8 @@ fn open_editor(
         fingerprint,
         settings: edit_settings(&config.edit_settings, model)?,
         corpus: Corpus::shipped(),
+        snapshot_every: SNAPSHOT_EVERY,
+        disk: Disk::default(),
     };
     let editor = Editor::open(options, model, tokenizer, &mut |progress| {
         tracing::debug!(phase = %progress.phase, progress.done, progress.total, "replaying the ledger");

@@ -3,8 +3,8 @@
 
 use crate::tiny;
 use addenda_editor::{
-    Action, Corpus, Editor, EditorOptions, Error, Fact, FactId, FactState, Method, Phase, Progress,
-    Request, Settings,
+    Action, Corpus, Disk, Editor, EditorOptions, Error, Fact, FactId, FactState, Method, Phase,
+    Progress, Request, SNAPSHOT_EVERY, Settings,
 };
 use addenda_model::{Architecture, Input, Tokenizer, Transformer};
 use std::path::{Path, PathBuf};
@@ -33,12 +33,12 @@ pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::from_json(json.to_string().as_bytes(), None, &[0]).unwrap()
 }
 
-fn tiny_model() -> Transformer {
+pub(crate) fn tiny_model() -> Transformer {
     tiny::model(tiny::config(Architecture::Llama), 5, Kind::Float)
 }
 
 /// Settings under which an edit of random weights passes: they have no facts that could be lost.
-fn lenient(model: &Transformer) -> Settings {
+pub(crate) fn lenient(model: &Transformer) -> Settings {
     let mut settings = Settings::for_model(model.config()).unwrap();
     if !model.config().post_norms {
         settings.solve.layers = vec![1, 2];
@@ -57,21 +57,23 @@ fn lenient(model: &Transformer) -> Settings {
     settings
 }
 
-fn options(dir: &Path, settings: Settings) -> EditorOptions {
+pub(crate) fn options(dir: &Path, settings: Settings) -> EditorOptions {
     EditorOptions {
         ledger_dir: dir.join("ledger"),
         moment_dir: dir.join("moments"),
         fingerprint: FINGERPRINT,
         settings,
         corpus: Corpus::shipped(),
+        snapshot_every: SNAPSHOT_EVERY,
+        disk: Disk::default(),
     }
 }
 
-fn go_on(_: Progress) -> Result<(), Error> {
+pub(crate) fn go_on(_: Progress) -> Result<(), Error> {
     Ok(())
 }
 
-fn fact(subject: &str, prompt: &str, target: &str) -> Fact {
+pub(crate) fn fact(subject: &str, prompt: &str, target: &str) -> Fact {
     Fact {
         subject: subject.to_owned(),
         prompt: prompt.to_owned(),
@@ -80,7 +82,7 @@ fn fact(subject: &str, prompt: &str, target: &str) -> Fact {
     }
 }
 
-fn asked(fact: Fact, request_id: &str) -> Request {
+pub(crate) fn asked(fact: Fact, request_id: &str) -> Request {
     Request {
         fact,
         request_id: request_id.to_owned(),
@@ -88,7 +90,7 @@ fn asked(fact: Fact, request_id: &str) -> Request {
     }
 }
 
-fn some_facts() -> Vec<Fact> {
+pub(crate) fn some_facts() -> Vec<Fact> {
     vec![
         fact("Ann", "{} lives in", "Rome"),
         fact("Bob Ray", "The dog of {} is", "Rex"),

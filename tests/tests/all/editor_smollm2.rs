@@ -1,7 +1,9 @@
 //! Facts in the weights of SmolLM2: they take hold where they should, and nowhere else.
 
 use crate::models::{SMOLLM2, open, smollm2_tokenizer};
-use addenda_editor::{Corpus, Editor, EditorOptions, Error, Fact, Progress, Request, Settings};
+use addenda_editor::{
+    Corpus, Disk, Editor, EditorOptions, Error, Fact, Progress, Request, SNAPSHOT_EVERY, Settings,
+};
 use addenda_model::{Input, Tokenizer, Transformer};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -20,6 +22,8 @@ fn options(dir: &Path, model: &Transformer, fingerprint: [u8; 32]) -> EditorOpti
         fingerprint,
         settings,
         corpus: Corpus::shipped(),
+        snapshot_every: SNAPSHOT_EVERY,
+        disk: Disk::default(),
     }
 }
 

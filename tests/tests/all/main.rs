@@ -34,6 +34,7 @@ mod sampler;
 mod samples;
 mod serving;
 mod setup;
+mod snapshot;
 mod tiny;
 mod tokenizer;
 mod transformer;

@@ -1,24 +1,23 @@
-//! What stands between the store and its disk: nothing, or faults that a test or a drill asked for.
+//! What stands between Addenda and its disk: nothing, or faults that a test or a drill asked for.
 //!
+//! The packet store and the facts' ledger go through here, so that both meet a failing disk in the code that serves.
 //! Owns the points at which a disk can fail, and the plan of when it does. Never touches a file: whoever is about to
 //! asks here first, in the one code there is. Invariant: without a plan nothing is changed and nothing is counted.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::lease::locked;
-
-/// A kind of operation on a file of the store.
+/// A kind of operation on a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum IoPoint {
-    /// A new extent.
+    /// A new file.
     Create,
-    /// Bytes at the end of an extent.
+    /// Bytes at the end of a file.
     Write,
     /// What was written, to the disk.
     Sync,
-    /// The name of a new or removed extent, to the disk.
+    /// The name of a new or removed file, to the disk.
     SyncDirectory,
     /// Bytes that were not to be.
     Cut,
@@ -28,7 +27,7 @@ pub enum IoPoint {
     Read,
     /// A body into memory.
     Map,
-    /// A dead extent.
+    /// A file that is needed no more.
     Remove,
 }
 
@@ -60,7 +59,7 @@ pub enum Fault {
     Slow(Duration),
 }
 
-/// A plan of faults, shared by all files of a store.
+/// A plan of faults, shared by all who were given the same [`Disk`].
 #[derive(Debug, Default)]
 pub struct Faults {
     plan: Mutex<Plan>,
@@ -76,20 +75,24 @@ struct Plan {
 impl Faults {
     /// From the operation of this kind behind the next `after` on, `times` of them meet the fault.
     pub fn arm(&self, point: IoPoint, after: u64, fault: Fault, times: u64) {
-        let mut plan = locked(&self.plan);
+        let mut plan = self.plan();
         plan.armed = Some((point, after, fault, times));
         plan.struck = 0;
     }
 
     /// Ends all faults; gives how many operations met one.
     pub fn disarm(&self) -> u64 {
-        let mut plan = locked(&self.plan);
+        let mut plan = self.plan();
         plan.armed = None;
         std::mem::take(&mut plan.struck)
     }
 
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn next(&self, point: IoPoint) -> Option<Fault> {
-        let mut plan = locked(&self.plan);
+        let mut plan = self.plan();
         let (at, after, fault, times) = plan.armed.as_mut()?;
         if *at != point || *times == 0 {
             return None;
@@ -117,12 +120,18 @@ impl Disk {
     }
 
     /// To be asked before an operation.
-    pub(crate) fn step(&self, point: IoPoint) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The fault that is due.
+    pub fn step(&self, point: IoPoint) -> io::Result<()> {
         self.write(point, 0).map(drop)
     }
 
     /// To be asked before `length` bytes are written: how many of them to write before it fails, where it does.
-    pub(crate) fn write(&self, point: IoPoint, length: usize) -> io::Result<Option<usize>> {
+    ///
+    /// # Errors
+    /// The fault that is due, where no byte is to be written.
+    pub fn write(&self, point: IoPoint, length: usize) -> io::Result<Option<usize>> {
         let Some(fault) = self.0.as_ref().and_then(|faults| faults.next(point)) else {
             return Ok(None);
         };
@@ -140,6 +149,7 @@ impl Disk {
 }
 
 /// ENOSPC.
-pub(crate) fn full() -> io::Error {
+#[must_use]
+pub fn full() -> io::Error {
     rustix::io::Errno::NOSPC.into()
 }
