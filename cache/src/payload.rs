@@ -24,7 +24,7 @@ use crate::manifest::Location;
 const CONTEXT: &str = "addenda 2025 extent payload";
 
 /// Hashed at once by one thread; a power of two, so that a piece is a subtree of BLAKE3's tree.
-const PIECE: usize = 1 << 18;
+const PIECE: usize = 1 << 16;
 /// Threads that help at most; more wait for memory.
 const MOST_HANDS: usize = 15;
 /// Jobs that may wait for a hand; whoever asks goes on alone where there are more.
