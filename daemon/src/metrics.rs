@@ -5,6 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use addenda_cache::Stats;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -59,6 +60,10 @@ pub(crate) struct Metrics {
     pub(crate) damaged: Counter,
     tokens: Family<Source, Counter>,
     ended: Family<Outcome, Counter>,
+    documents: Family<Outcome, Counter>,
+    evicted: Gauge,
+    quarantined: Gauge,
+    mapped_bytes: Gauge,
     running: Gauge,
     waiting: Gauge,
     kv_bytes: Gauge,
@@ -73,8 +78,8 @@ pub(crate) struct Now {
     /// Requests that wait for the engine.
     pub(crate) waiting: usize,
     pub(crate) under: Under,
-    /// Packets and their bytes on disk, where the store could say.
-    pub(crate) store: Option<(u64, u64)>,
+    /// The store's figures, where it could say.
+    pub(crate) store: Option<Stats>,
 }
 
 impl Metrics {
@@ -110,6 +115,10 @@ impl Metrics {
             "damaged",
             "Packets and ledgers that the scrub found damaged",
         );
+        let documents = Family::<Outcome, Counter>::default();
+        let help =
+            "Documents of contexts that packets serve, by whether they were there or what differed";
+        registry.register("documents", help, documents.clone());
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -124,6 +133,9 @@ impl Metrics {
         let facts = gauge("active_facts", "Facts in the served weights");
         let store_bytes = gauge("store_bytes", "Bytes of packets on disk");
         let packets = gauge("packets", "Packets that can be read");
+        let evicted = gauge("evicted_packets", "Packets evicted since the start");
+        let quarantined = gauge("quarantined_packets", "Damaged packets not yet put again");
+        let mapped_bytes = gauge("mapped_bytes", "Bytes of packets held in memory maps");
         let revision = Gauge::<u64, AtomicU64>::default();
         let help = "First 48 bits of the weights revision: it changes with every edit";
         registry.register("weights_revision", help, revision.clone());
@@ -138,6 +150,10 @@ impl Metrics {
             damaged,
             tokens,
             ended,
+            documents,
+            evicted,
+            quarantined,
+            mapped_bytes,
             running,
             waiting,
             kv_bytes,
@@ -159,6 +175,11 @@ impl Metrics {
         self.ended.get_or_create(&Outcome { outcome }).inc();
     }
 
+    /// One more document that a context was to read from packets: a "hit", or what differed.
+    pub(crate) fn document(&self, outcome: &'static str) {
+        self.documents.get_or_create(&Outcome { outcome }).inc();
+    }
+
     /// What the engine holds between two rounds.
     pub(crate) fn holds(&self, sequences: usize, kv_bytes: usize) {
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -176,9 +197,12 @@ impl Metrics {
             first = first << 8 | u64::from(*byte);
         }
         self.revision.set(first);
-        if let Some((packets, bytes)) = now.store {
-            self.packets.set(count(packets));
-            self.store_bytes.set(count(bytes));
+        if let Some(store) = &now.store {
+            self.packets.set(count(store.packets));
+            self.store_bytes.set(count(store.disk_bytes));
+            self.evicted.set(count(store.evicted));
+            self.quarantined.set(count(store.quarantined));
+            self.mapped_bytes.set(count(store.mapped_bytes));
         }
         let mut text = String::new();
         match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
@@ -190,10 +214,60 @@ impl Metrics {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
 mod tests {
+    use addenda_cache::Stats;
+
     use super::{Metrics, Now};
     use crate::digest::Digest;
     use crate::engine::command::{NO_ADAPTER, Under};
+
+    /// What the dashboard that ships asks for.
+    const DASHBOARD: &str = include_str!("../dashboards/grafana.json");
+
+    #[test]
+    fn each_metric_of_the_dashboard_is_one_that_is_counted() {
+        let metrics = Metrics::new();
+        // A family shows itself once it has a member.
+        metrics.tokens("packet", 1);
+        metrics.ended("well");
+        metrics.document("hit");
+        let text = metrics.text(&Now {
+            waiting: 0,
+            under: under(),
+            store: None,
+        });
+        let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).unwrap();
+        let mut asked = 0;
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().unwrap() {
+                let expression = target["expr"].as_str().unwrap();
+                let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                for name in words.filter(|word| word.starts_with("addenda_")) {
+                    let found = text.lines().any(|line| {
+                        line.strip_prefix(name)
+                            .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                    });
+                    assert!(found, "{name} is not among\n{text}");
+                    asked += 1;
+                }
+            }
+        }
+        assert!(asked > 15, "{asked}");
+    }
+
+    fn under() -> Under {
+        Under {
+            revision: Digest([1; 32]),
+            adapter: NO_ADAPTER,
+            active_facts: 7,
+            changed: false,
+        }
+    }
 
     #[test]
     fn what_was_counted_stands_in_the_text() {
@@ -201,16 +275,14 @@ mod tests {
         metrics.ttft.observe(0.3);
         metrics.tokens("packet", 512);
         metrics.ended("well");
+        metrics.document("revision");
         metrics.holds(3, 4096);
+        let mut store = Stats::default();
+        store.disk_bytes = 1_000;
         let now = Now {
             waiting: 2,
-            under: Under {
-                revision: Digest([1; 32]),
-                adapter: NO_ADAPTER,
-                active_facts: 7,
-                changed: false,
-            },
-            store: Some((5, 1_000)),
+            under: under(),
+            store: Some(store),
         };
         let text = metrics.text(&now);
         for line in [
@@ -218,6 +290,7 @@ mod tests {
             "addenda_ttft_seconds_bucket{le=\"0.25\"} 0",
             "addenda_tokens_total{source=\"packet\"} 512",
             "addenda_answers_total{outcome=\"well\"} 1",
+            "addenda_documents_total{outcome=\"revision\"} 1",
             "addenda_running_sequences 3",
             "addenda_kv_bytes 4096",
             "addenda_waiting_requests 2",

@@ -10,7 +10,7 @@ use addenda_proto::addenda::v1::{MissedDocument, Mode};
 use crate::documents::{Resolved, blocking};
 use crate::engine::command::{Blend, Form, Prompt, Segment, Ticket};
 use crate::error::{Error, Result};
-use crate::grpc::lookup::missed;
+use crate::grpc::lookup::{missed, word};
 use crate::grpc::mode::{Choice, Wanted, Way};
 use crate::grpc::packets::adapter;
 use crate::grpc::{Serving, check};
@@ -112,6 +112,13 @@ impl Asked {
         }
         let way = context.choice.way;
         let resolved = self.resolved(serving, ticket, way.mode).await?;
+        if matches!(way.mode, Mode::Packet | Mode::Link | Mode::Blend) {
+            let metrics = serving.documents.engine.metrics();
+            for document in &resolved {
+                let missed = document.missed.as_ref();
+                metrics.document(missed.map_or("hit", |missed| word(missed.stale.differs)));
+            }
+        }
         let (around, ask) = (Arc::clone(serving), self.ask.clone());
         let framed =
             blocking(move || prompt::around_documents(&ask, &around.tokenizer, around.template()))

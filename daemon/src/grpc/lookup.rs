@@ -185,6 +185,17 @@ fn cause(differs: Differs) -> MissCause {
     }
 }
 
+/// What differed, as a metric's label.
+pub(crate) fn word(differs: Differs) -> &'static str {
+    match differs {
+        Differs::Revision => "revision",
+        Differs::Adapter => "adapter",
+        Differs::Codec => "codec",
+        Differs::Rope => "rope",
+        Differs::Tokenizer => "tokenizer",
+    }
+}
+
 fn of_gone(gone: Gone) -> (MissCause, &'static str) {
     match gone {
         Gone::Deleted => (MissCause::Deleted, "was deleted"),

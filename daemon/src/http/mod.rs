@@ -85,7 +85,7 @@ async fn metrics(State(daemon): State<Arc<Daemon>>) -> impl IntoResponse {
     let now = Now {
         waiting: daemon.engine.queue().len(),
         under: daemon.engine.state().under,
-        store: stats.map(|stats| (stats.packets, stats.disk_bytes)),
+        store: stats,
     };
     let text = daemon.engine.metrics().text(&now);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
