@@ -97,24 +97,33 @@ impl Daemon {
     /// Generates to the end, and times the first token as its client sees it.
     pub(crate) async fn generate(&self, request: GenerateRequest) -> Result<Answer> {
         let sent = Instant::now();
-        let mut stream = self.generation().generate(request).await?.into_inner();
         let mut first = None;
-        while let Some(response) = stream.message().await? {
-            match response.event {
-                Some(Event::Token(_)) => {
-                    first.get_or_insert_with(|| sent.elapsed());
-                }
-                Some(Event::Summary(summary)) => {
-                    let ttft = first.unwrap_or_else(|| sent.elapsed());
-                    return Ok(Answer { ttft, summary });
-                }
-                None => {}
-            }
-        }
-        Err(Error::Daemon(
-            "an answer ended without a summary".to_owned(),
-        ))
+        let summary = listen(self.generation(), request, || {
+            first.get_or_insert_with(|| sent.elapsed());
+        })
+        .await?;
+        let ttft = first.unwrap_or_else(|| sent.elapsed());
+        Ok(Answer { ttft, summary })
     }
+}
+
+/// Generates to the end; `heard` is called at each token's arrival.
+pub(crate) async fn listen(
+    mut client: GenerationClient<Channel>,
+    request: GenerateRequest,
+    mut heard: impl FnMut(),
+) -> Result<Summary> {
+    let mut stream = client.generate(request).await?.into_inner();
+    while let Some(response) = stream.message().await? {
+        match response.event {
+            Some(Event::Token(_)) => heard(),
+            Some(Event::Summary(summary)) => return Ok(summary),
+            None => {}
+        }
+    }
+    Err(Error::Daemon(
+        "an answer ended without a summary".to_owned(),
+    ))
 }
 
 impl Drop for Daemon {

@@ -4,6 +4,7 @@
 //! users wait for, the same daemon over gRPC. Figures of one run belong together; those of two runs
 //! on a shared machine do not.
 
+mod clients;
 mod daemon;
 mod edit;
 mod error;
@@ -34,6 +35,8 @@ enum What {
     Quality(quality::Arguments),
     /// Facts of a file written into the weights: do they hold, do they spare the rest, what do they cost.
     Edit(edit::Arguments),
+    /// Many clients of one daemon at once: their rate, and how even it stays beside a long prompt.
+    Clients(clients::Arguments),
     /// Tokens a second of full prefill and of decoding, without a daemon.
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         What::Ttft(arguments) => ttft::run(&arguments),
         What::Quality(arguments) => quality::run(&arguments),
         What::Edit(arguments) => edit::run(&arguments),
+        What::Clients(arguments) => clients::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
         What::Store(arguments) => store::run(&arguments),
         What::Perplexity(arguments) => perplexity::run(&arguments),
