@@ -142,7 +142,8 @@ pub(crate) fn decode_editions(mut bytes: &[u8]) -> Result<Vec<Edition>, Malforme
 /// Ids one after the other, as version 1 of the events had them: every packet was a document's whole text.
 pub(crate) fn decode_single_packets(bytes: &[u8]) -> Result<Vec<Edition>, Malformed> {
     let (ids, rest) = bytes.as_chunks::<32>();
-    if !rest.is_empty() {
+    // Zeros are what stands for a packet that is gone; no packet has them for its id.
+    if !rest.is_empty() || ids.contains(&GONE) {
         return Err(Malformed("ids"));
     }
     let edition = |id: &[u8; 32]| Edition::of(&[PacketId::from_bytes(*id)]);
@@ -152,7 +153,7 @@ pub(crate) fn decode_single_packets(bytes: &[u8]) -> Result<Vec<Edition>, Malfor
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-    use super::{Edition, decode_editions, encode_editions};
+    use super::{Edition, decode_editions, decode_single_packets, encode_editions};
     use crate::id::PacketId;
 
     fn id(number: u8) -> PacketId {
@@ -181,6 +182,13 @@ mod tests {
         assert!(holed.is_within(&whole) && !whole.is_within(&holed));
         assert!(!holed.is_within(&Edition::of(&[id(2), id(1)])));
         assert!(!holed.is_within(&Edition::of(&[id(1), id(2), id(3)])));
+    }
+
+    #[test]
+    fn a_packet_of_version_1_is_never_read_as_one_that_is_gone() {
+        let ids = [*id(1).as_bytes(), [0; 32]].concat();
+        assert!(decode_single_packets(&ids).is_err());
+        assert!(decode_single_packets(ids.get(..32).unwrap()).is_ok());
     }
 
     #[test]

@@ -18,6 +18,8 @@ mod error;
 mod event;
 mod extent;
 mod file;
+#[cfg(test)]
+mod fuzz;
 mod id;
 mod index;
 mod lease;

@@ -13,6 +13,8 @@ mod entry;
 mod error;
 mod evaluate;
 mod fact;
+#[cfg(test)]
+mod fuzz;
 mod joint;
 mod key;
 mod ledger;

@@ -12,6 +12,8 @@ pub mod config;
 mod decode;
 mod ends;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod gguf;
 mod kv;
 mod layer_kv;

@@ -22,7 +22,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         Encoder::new()
             .u16(CHECKPOINT_VERSION)
             .u64(self.extent)
@@ -32,7 +32,7 @@ impl Checkpoint {
             .finish()
     }
 
-    fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+    pub(crate) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
         let mut decoder = Decoder::new(bytes);
         if decoder.u16("checkpoint version")? != CHECKPOINT_VERSION {
             return Err(Malformed("checkpoint version"));
