@@ -31,7 +31,7 @@ const LITTLE: usize = 1 << 20;
 
 #[test]
 fn a_ledger_entry_is_refused_or_says_the_same_once_it_is_encoded_again() {
-    target!("ledger_entry", 10_000, |bytes: &[u8]| {
+    target!("ledger_entry", 30_000, |bytes: &[u8]| {
         let Ok(entry) = within(LITTLE, || Entry::decode(bytes)) else {
             return;
         };
@@ -47,7 +47,7 @@ fn a_ledger_entry_is_refused_or_says_the_same_once_it_is_encoded_again() {
 fn a_ledger_of_any_bytes_gives_all_that_was_acknowledged_or_is_refused_and_left_alone() {
     let directory = folder();
     let path = directory.path().join("facts.ledger");
-    target!("ledger", 1_500, |bytes: &[u8]| {
+    target!("ledger", 10_000, |bytes: &[u8]| {
         let Some((flags, file)) = bytes.split_first() else {
             return;
         };

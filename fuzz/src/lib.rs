@@ -8,7 +8,7 @@
 //! Used by tests only. Whatever links it has its allocations counted.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use bolero;
 
@@ -23,17 +23,26 @@ pub use heap::within;
 macro_rules! target {
     ($name:literal, $edits:expr, $try:expr) => {{
         let attempt = $crate::unwinding($try);
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/__fuzz__/", $name);
+        let folder = $crate::folder(env!("CARGO_MANIFEST_DIR"), file!(), $name);
         $crate::bolero::check!(name = $name)
             .with_iterations(256)
             .with_max_len($crate::LONGEST)
             .for_each(&attempt);
-        $crate::edited(std::path::Path::new(folder), $edits, &attempt);
+        $crate::edited(&folder, $edits, &attempt);
     }};
 }
 
 /// Longest input that is tried, bytes.
 pub const LONGEST: usize = 16 << 10;
+
+/// The folder of a target: beside its source file, whose path is given from the workspace's root on.
+#[must_use]
+pub fn folder(package: &str, file: &str, name: &str) -> PathBuf {
+    let roots = Path::new(package).ancestors();
+    let mut files = roots.map(|root| root.join(file));
+    let file = files.find(|path| path.exists()).unwrap_or_default();
+    file.with_file_name("__fuzz__").join(name)
+}
 
 /// What [`target!`] needs of a closure that a panic may leave.
 pub fn unwinding(attempt: impl Fn(&[u8])) -> impl Fn(&[u8]) + std::panic::RefUnwindSafe {

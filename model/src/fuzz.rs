@@ -38,7 +38,7 @@ fn safetensors(bytes: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn an_adapters_file_is_refused_or_has_the_same_digest_once_it_is_written_again() {
-    target!("adapter", 4_000, |bytes: &[u8]| {
+    target!("adapter", 10_000, |bytes: &[u8]| {
         let Some(bytes) = safetensors(bytes) else {
             return;
         };
@@ -84,7 +84,7 @@ fn a_packet_of_any_bytes_has_the_shape_that_was_said_or_is_refused() {
 fn a_safetensors_file_gives_tensors_of_the_shapes_it_says_or_is_refused() {
     let folder = folder();
     let path = folder.path().join("model.safetensors");
-    target!("safetensors", 3_000, |bytes: &[u8]| {
+    target!("safetensors", 10_000, |bytes: &[u8]| {
         let Some(bytes) = safetensors(bytes) else {
             return;
         };
@@ -101,7 +101,7 @@ fn a_safetensors_file_gives_tensors_of_the_shapes_it_says_or_is_refused() {
 fn a_gguf_file_gives_a_model_and_its_tensors_or_is_refused() {
     let folder = folder();
     let path = folder.path().join("a.gguf");
-    target!("gguf", 3_000, |bytes: &[u8]| {
+    target!("gguf", 10_000, |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         within(SOME, || {
             let Ok(file) = GgufFile::open(&path) else {

@@ -237,6 +237,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_certificate_of_any_bytes_is_believed_only_under_the_digest_of_what_it_says() {
+        addenda_fuzz::target!("certificate", 10_000, |bytes: &[u8]| {
+            let Ok(certificate) = serde_json::from_slice::<Certificate>(bytes) else {
+                assert!(super::kept::believed(bytes, "").is_none());
+                return;
+            };
+            let id = certificate.id().to_string();
+            let believed = addenda_fuzz::within(1 << 20, || super::kept::believed(bytes, &id));
+            assert_eq!(believed.is_some(), certificate.is_known());
+            assert!(super::kept::believed(bytes, &"0".repeat(64)).is_none());
+            let again = serde_json::to_vec(&certificate).unwrap_or_default();
+            let again = serde_json::from_slice::<Certificate>(&again).ok();
+            assert_eq!(again.map(|again| again.id()), Some(certificate.id()));
+        });
+    }
+
+    #[test]
     fn every_figure_is_part_of_the_id() {
         let one = certificate(Mode::Packet, 0.9);
         let mut other = one.clone();

@@ -69,6 +69,10 @@ fn read(folder: &Path) -> Result<Manifest> {
         path: path.clone(),
         source,
     })?;
+    parse(&text, &path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Manifest> {
     let unreadable = |reason: String| {
         Error::refused(
             format!("{} is no backup's list of files: {reason}", path.display()),
@@ -77,7 +81,7 @@ fn read(folder: &Path) -> Result<Manifest> {
     };
     // The version first: a newer one may have other fields.
     let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+        serde_json::from_str(text).map_err(|error| unreadable(error.to_string()))?;
     let version = value.get("version").and_then(serde_json::Value::as_u64);
     match version {
         Some(version) if version > u64::from(BACKUP_VERSION) => Err(unreadable(format!(
@@ -149,4 +153,28 @@ fn copy(manifest: &Manifest, from: &Path, to: &Path, console: &mut Console) -> R
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Component, Path};
+
+    use super::{checked, parse};
+
+    #[test]
+    fn a_backups_list_of_files_never_names_one_outside_of_it() {
+        addenda_fuzz::target!("backup_manifest", 10_000, |bytes: &[u8]| {
+            let Ok(text) = std::str::from_utf8(bytes) else {
+                return;
+            };
+            let listed = addenda_fuzz::within(1 << 20, || parse(text, Path::new("backup.json")));
+            for entry in listed.map(|manifest| manifest.files).unwrap_or_default() {
+                if let Ok(path) = checked(&entry.path) {
+                    let mut parts = path.components();
+                    assert!(parts.all(|part| matches!(part, Component::Normal(_))));
+                    assert!(!entry.path.is_empty());
+                }
+            }
+        });
+    }
 }
