@@ -29,7 +29,7 @@ for crate in ${3:-addenda-cache addenda-editor addenda-model addenda}; do
     binary=$(sed -n 's/.*Executable .*(\(.*\))$/\1/p' "$log")
     [ -x "$binary" ] || exit 1
     # Each target says where it lies and what it is called.
-    CARGO_BOLERO_SELECT=all "$binary" --nocapture --test-threads 1 2> /dev/null |
+    CARGO_BOLERO_SELECT=all "$binary" fuzz:: --nocapture --test-threads 1 2> /dev/null |
         sed -n 's/.*"work_dir":"\([^"]*\)".*"test_name":"\([^"]*\)".*/\1 \2/p' > "$log"
     while read -r folder test; do
         name=$(basename "$folder")

@@ -7,6 +7,8 @@
 mod batch;
 mod context;
 mod corpus;
+#[cfg(test)]
+mod damage;
 mod digest;
 mod editor;
 mod entry;

@@ -14,6 +14,7 @@ mod crash;
 mod damage;
 mod faults;
 mod figures;
+mod flips;
 mod formats;
 mod group;
 mod model;

@@ -202,6 +202,28 @@ fn optional(bytes: Option<[u8; 4]>) -> Vec<u8> {
 }
 
 #[cfg(test)]
+mod fuzz {
+    use super::{Certificate, kept};
+
+    #[test]
+    fn a_certificate_of_any_bytes_is_believed_only_under_the_digest_of_what_it_says() {
+        addenda_fuzz::target!("certificate", 10_000, |bytes: &[u8]| {
+            let Ok(certificate) = serde_json::from_slice::<Certificate>(bytes) else {
+                assert!(kept::believed(bytes, "").is_none());
+                return;
+            };
+            let id = certificate.id().to_string();
+            let believed = addenda_fuzz::within(1 << 20, || kept::believed(bytes, &id));
+            assert_eq!(believed.is_some(), certificate.is_known());
+            assert!(kept::believed(bytes, &"0".repeat(64)).is_none());
+            let again = serde_json::to_vec(&certificate).unwrap_or_default();
+            let again = serde_json::from_slice::<Certificate>(&again).ok();
+            assert_eq!(again.map(|again| again.id()), Some(certificate.id()));
+        });
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod tests {
     use super::{Basis, Certificate, Figures, Share};
     use addenda_proto::addenda::v1::Mode;
@@ -234,23 +256,6 @@ pub(crate) mod tests {
             tokens: 200,
         };
         Certificate::new(basis, figures, vec!["needle".to_owned()], 1)
-    }
-
-    #[test]
-    fn a_certificate_of_any_bytes_is_believed_only_under_the_digest_of_what_it_says() {
-        addenda_fuzz::target!("certificate", 10_000, |bytes: &[u8]| {
-            let Ok(certificate) = serde_json::from_slice::<Certificate>(bytes) else {
-                assert!(super::kept::believed(bytes, "").is_none());
-                return;
-            };
-            let id = certificate.id().to_string();
-            let believed = addenda_fuzz::within(1 << 20, || super::kept::believed(bytes, &id));
-            assert_eq!(believed.is_some(), certificate.is_known());
-            assert!(super::kept::believed(bytes, &"0".repeat(64)).is_none());
-            let again = serde_json::to_vec(&certificate).unwrap_or_default();
-            let again = serde_json::from_slice::<Certificate>(&again).ok();
-            assert_eq!(again.map(|again| again.id()), Some(certificate.id()));
-        });
     }
 
     #[test]

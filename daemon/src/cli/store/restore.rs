@@ -156,7 +156,7 @@ fn copy(manifest: &Manifest, from: &Path, to: &Path, console: &mut Console) -> R
 }
 
 #[cfg(test)]
-mod tests {
+mod fuzz {
     use std::path::{Component, Path};
 
     use super::{checked, parse};
