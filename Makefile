@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test crash lint bench models build setup clean
+.PHONY: help demo test crash fuzz lint bench models build setup clean
 
 # Set for cargo and for us, so that both look in the same place whatever cargo's own settings say.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -21,8 +21,11 @@ test: build ## set up, build, and run all tests
 	@$(addenda) model fetch smollm2-135m gemma3-270m
 	@setup/test.sh
 
-crash: setup ## kill a writing process 300 times and look for what it lost
-	cargo test --release --workspace --locked --test store -- --ignored three_hundred
+crash: setup ## kill a writing process 300 times, twice, and look for what it lost
+	cargo test --release --workspace --locked --test store --test all -- --ignored three_hundred
+
+fuzz: setup ## feed every decoder bytes, guided by coverage, five minutes each
+	@setup/fuzz.sh
 
 lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
 	cargo fmt --all --check

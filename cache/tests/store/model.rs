@@ -1,10 +1,16 @@
-//! Any history of operations, restarts and crashes included, against a plain map.
+//! Any history of operations, restarts, crashes and failures of the disk included, against a plain map.
+//!
+//! What the model says of failures: an operation that met one and gave an error did not happen, neither now nor after
+//! any restart, for what was written of it is cut away; one that gave none happened as if there had been no failure.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use addenda_cache::{Effort, PacketId, Store, StoreOptions};
-use proptest::prelude::{Strategy, any, prop_oneof, proptest};
+use addenda_cache::{Disk, Effort, Fault, Faults, IoPoint, PacketId, Result, Store, StoreOptions};
+use proptest::prelude::{Strategy, any, prop_oneof};
+use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
 use crate::sample::{Sample, copy, options};
@@ -50,9 +56,36 @@ enum Operation {
     Crash,
     LoseIndex,
     Compact,
+    /// An operation on a disk of which one operation, the one behind the next few of its kind, fails; so may as many
+    /// more as come at once.
+    Failing {
+        point: IoPoint,
+        after: u64,
+        fault: Fault,
+        times: u64,
+        operation: Box<Operation>,
+    },
 }
 
 fn operations() -> impl Strategy<Value = Operation> {
+    // Most operations write and sync; what comes once in a while is tried as often as it comes.
+    let often = [IoPoint::Write, IoPoint::Sync].repeat(5);
+    let points = proptest::sample::select([often, IoPoint::ALL.to_vec()].concat());
+    let faults = proptest::sample::select(&[Fault::Full, Fault::Broken, Fault::Short][..]);
+    let failing = (points, 0..3u64, faults, 1..3u64, sound_operations());
+    prop_oneof![
+        2 => sound_operations(),
+        1 => failing.prop_map(|(point, after, fault, times, operation)| Operation::Failing {
+            point,
+            after,
+            fault,
+            times,
+            operation: Box::new(operation),
+        }),
+    ]
+}
+
+fn sound_operations() -> impl Strategy<Value = Operation> {
     let (namespace, document, number) = (0..2usize, 0..3u8, 0..6u32);
     prop_oneof![
         8 => (namespace.clone(), proptest::option::of(document.clone()), number.clone(), 1..9_000usize)
@@ -220,6 +253,10 @@ struct Run {
     directory: TempDir,
     store: Option<Store>,
     model: Model,
+    faults: Arc<Faults>,
+    /// Operations that gave an error, and failures that the disk had.
+    failed: u64,
+    struck: u64,
 }
 
 impl Run {
@@ -231,17 +268,27 @@ impl Run {
     }
 
     fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Some(Store::open(directory.path(), Self::options()).unwrap());
-        Self {
-            directory,
-            store,
+        let mut run = Self {
+            directory: tempfile::tempdir().unwrap(),
+            store: None,
             model: Model::default(),
-        }
+            faults: Arc::default(),
+            failed: 0,
+            struck: 0,
+        };
+        run.open().unwrap();
+        run
     }
 
-    fn open(&mut self) {
-        self.store = Some(Store::open(self.directory.path(), Self::options()).unwrap());
+    fn open(&mut self) -> Result<()> {
+        self.store = None;
+        let disk = Disk::with(Arc::clone(&self.faults));
+        self.store = Some(Store::open_on(
+            self.directory.path(),
+            Self::options(),
+            disk,
+        )?);
+        Ok(())
     }
 
     fn id(&self, namespace: usize, number: u32) -> Option<PacketId> {
@@ -252,40 +299,66 @@ impl Run {
     }
 
     fn step(&mut self, operation: &Operation) {
-        match *operation {
-            Operation::Reopen => {
-                self.store = None;
-                self.open();
+        if let Operation::Failing {
+            point,
+            after,
+            fault,
+            times,
+            operation,
+        } = operation
+        {
+            self.faults.arm(*point, *after, *fault, *times);
+            let done = self.perform(operation);
+            let struck = self.faults.disarm();
+            self.struck += struck;
+            if let Err(error) = done {
+                assert!(struck > 0, "{error}");
+                self.failed += 1;
+                if self.store.is_none() {
+                    self.open().unwrap();
+                }
             }
+        } else {
+            self.perform(operation).unwrap();
+        }
+        self.model.compare(self.store.as_ref().unwrap());
+    }
+
+    fn perform(&mut self, operation: &Operation) -> Result<()> {
+        match *operation {
+            Operation::Reopen => self.open(),
             Operation::Rebuild => {
                 self.store = None;
-                let store = Store::rebuild(self.directory.path(), Self::options(), &mut |_| {});
-                self.store = Some(store.unwrap());
+                drop(Store::rebuild(
+                    self.directory.path(),
+                    Self::options(),
+                    &mut |_| {},
+                )?);
+                self.open()
             }
             Operation::Crash => {
                 let image = copy(self.directory.path());
                 self.store = None;
                 self.directory = image;
-                self.open();
+                self.open()
             }
             Operation::LoseIndex => {
                 self.store = None;
                 std::fs::remove_dir_all(self.directory.path().join("index")).unwrap();
-                self.open();
+                self.open()
             }
             Operation::Compact => {
                 let store = self.store.as_ref().unwrap();
-                let report = store
-                    .compact(Effort::Thorough, &mut |_| ControlFlow::Continue(()))
-                    .unwrap();
+                let report = store.compact(Effort::Thorough, &mut |_| ControlFlow::Continue(()))?;
                 assert!(report.complete && report.waiting == 0);
+                Ok(())
             }
             _ => self.change(operation),
         }
-        self.model.compare(self.store.as_ref().unwrap());
     }
 
-    fn change(&mut self, operation: &Operation) {
+    /// The store first; the model only where it gave no error.
+    fn change(&mut self, operation: &Operation) -> Result<()> {
         let store = self.store.as_ref().unwrap();
         match *operation {
             Operation::Put {
@@ -298,16 +371,8 @@ impl Run {
                     .map(|document| document.to_string())
                     .unwrap_or_default();
                 let sample = Sample::of(NAMESPACES[namespace], &name, number, size);
-                let id = sample.put(store);
-                let held = Held {
-                    id,
-                    sample,
-                    pinned: false,
-                };
-                self.model
-                    .packets
-                    .entry((namespace, number))
-                    .or_insert(held);
+                let id = sample.try_put(store)?;
+                self.hold(namespace, number, id, sample);
                 if let Some(document) = document {
                     self.model.bind(namespace, document, number, &[number]);
                 }
@@ -319,16 +384,8 @@ impl Run {
             } => {
                 let name = document.to_string();
                 let sample = Sample::of(NAMESPACES[namespace], &name, number, 3_000);
-                let staged = store.stage(&sample.header, &sample.token_ids, &[&sample.body]);
-                let held = Held {
-                    id: staged.unwrap().id,
-                    sample,
-                    pinned: false,
-                };
-                self.model
-                    .packets
-                    .entry((namespace, number))
-                    .or_insert(held);
+                let staged = store.stage(&sample.header, &sample.token_ids, &[&sample.body])?;
+                self.hold(namespace, number, staged.id, sample);
             }
             Operation::Bind {
                 namespace,
@@ -338,29 +395,26 @@ impl Run {
             } => {
                 let ids = parts.iter().map(|number| self.id(namespace, *number));
                 let Some(ids) = ids.collect::<Option<Vec<_>>>() else {
-                    return;
+                    return Ok(());
                 };
                 // Sources 0 and 1 only, so that packets share one.
                 let digest = Sample::new(source, 1).header.source;
-                store
-                    .bind(NAMESPACES[namespace], &document.to_string(), &digest, &ids)
-                    .unwrap();
+                let name = document.to_string();
+                store.bind(NAMESPACES[namespace], &name, &digest, &ids)?;
                 self.model.bind(namespace, document, source, parts);
             }
             Operation::Delete { namespace, number } => {
                 let Some(id) = self.id(namespace, number) else {
-                    return;
+                    return Ok(());
                 };
-                assert_eq!(store.delete(&id).unwrap().packets, 1);
+                assert_eq!(store.delete(&id)?.packets, 1);
                 self.model.delete(namespace, number);
             }
             Operation::DeleteDocument {
                 namespace,
                 document,
             } => {
-                store
-                    .delete_document(NAMESPACES[namespace], &document.to_string())
-                    .unwrap();
+                store.delete_document(NAMESPACES[namespace], &document.to_string())?;
                 self.model.delete_document(namespace, document);
             }
             Operation::Pin {
@@ -369,39 +423,56 @@ impl Run {
                 pinned,
             } => {
                 let Some(id) = self.id(namespace, number) else {
-                    return;
+                    return Ok(());
                 };
                 let manifest = if pinned {
-                    store.pin(&id)
+                    store.pin(&id)?
                 } else {
-                    store.unpin(&id)
+                    store.unpin(&id)?
                 };
-                assert_eq!(manifest.unwrap().pinned, pinned);
-                self.model
-                    .packets
-                    .get_mut(&(namespace, number))
-                    .unwrap()
-                    .pinned = pinned;
+                assert_eq!(manifest.pinned, pinned);
+                let held = self.model.packets.get_mut(&(namespace, number));
+                held.unwrap().pinned = pinned;
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    fn hold(&mut self, namespace: usize, number: u32, id: PacketId, sample: Sample) {
+        let held = Held {
+            id,
+            sample,
+            pinned: false,
+        };
+        let place = self.model.packets.entry((namespace, number));
+        place.or_insert(held);
     }
 }
 
-proptest! {
-    #![proptest_config(proptest::test_runner::Config {
-        cases: 40,
+#[test]
+fn any_history_leaves_what_a_plain_map_would_hold() {
+    let mut runner = TestRunner::new(Config {
+        cases: 60,
         failure_persistence: None,
-        ..proptest::test_runner::Config::default()
-    })]
-
-    #[test]
-    fn any_history_leaves_what_a_plain_map_would_hold(
-        history in proptest::collection::vec(operations(), 1..30),
-    ) {
+        ..Config::default()
+    });
+    let (struck, failed) = (Cell::new(0), Cell::new(0));
+    let histories = proptest::collection::vec(operations(), 1..30);
+    let outcome = runner.run(&histories, |history| {
         let mut run = Run::new();
         for operation in &history {
             run.step(operation);
         }
-    }
+        struck.set(struck.get() + run.struck);
+        failed.set(failed.get() + run.failed);
+        Ok(())
+    });
+    outcome.unwrap();
+    println!(
+        "the disk failed {} times, {} operations did",
+        struck.get(),
+        failed.get()
+    );
+    assert!(failed.get() > 10, "{} of {}", failed.get(), struck.get());
 }

@@ -168,7 +168,7 @@ impl Bench {
     }
 }
 
-fn assert_near(a: &[Tensor], b: &[Tensor]) {
+pub(crate) fn assert_near(a: &[Tensor], b: &[Tensor]) {
     assert_eq!(a.len(), b.len());
     for (a, b) in a.iter().zip(b) {
         let apart = ((a - b).norm() / b.norm()).double_value(&[]);

@@ -16,6 +16,7 @@ mod codec;
 mod config;
 mod daemon;
 mod decode;
+mod directory_crash;
 mod documents;
 mod editor;
 mod editor_smollm2;
