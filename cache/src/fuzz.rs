@@ -5,7 +5,6 @@
 //! right first: what lies behind them is tried too. `make fuzz` runs these for long.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a panic fails the test, which is what tests are for"
 )]

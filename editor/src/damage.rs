@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use addenda_disk::Disk;
+
 use crate::error::Error;
 use crate::ledger::Ledger;
 
@@ -17,7 +19,8 @@ const CONTENTS: [&[u8]; 3] = [b"the first", b"a second one", b"three"];
 
 /// The file's regions: its head, and of each frame what the format tells apart.
 fn regions(length: usize) -> BTreeMap<&'static str, Vec<Range<usize>>> {
-    let mut regions = BTreeMap::from([("head of the file", vec![0..16])]);
+    let mut regions: BTreeMap<_, Vec<Range<usize>>> = BTreeMap::new();
+    regions.entry("head of the file").or_default().push(0..16);
     let mut at = 16;
     for content in CONTENTS {
         let parts = [
@@ -41,7 +44,9 @@ fn regions(length: usize) -> BTreeMap<&'static str, Vec<Range<usize>>> {
 fn every_flipped_bit_of_a_ledger_is_refused_by_name_or_changes_no_fact() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("facts.ledger");
-    let mut ledger = Ledger::open(directory.path()).unwrap().ledger;
+    let mut ledger = Ledger::open(directory.path(), &Disk::default(), None)
+        .unwrap()
+        .ledger;
     for content in CONTENTS {
         ledger.append(content).unwrap();
     }
@@ -60,7 +65,7 @@ fn every_flipped_bit_of_a_ledger_is_refused_by_name_or_changes_no_fact() {
             damaged[at] ^= 1 << bit;
             std::fs::write(&path, &damaged).unwrap();
             tried += 1;
-            match Ledger::open(directory.path()) {
+            match Ledger::open(directory.path(), &Disk::default(), None) {
                 Err(Error::DamagedLedger { .. } | Error::NotALedger { .. }) => {
                     assert_eq!(
                         std::fs::read(&path).unwrap(),

@@ -22,7 +22,9 @@ use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
 use crate::ledger::{Ledger, inspect_ledger};
 use crate::moment::MomentSpec;
+use crate::register::Register;
 use crate::settings::Settings;
+use crate::snapshot::{self, Snapshot};
 
 const HEAD: usize = 16;
 const MARK: &[u8] = b"addenda-commit\r\n";
@@ -88,6 +90,28 @@ fn a_ledger_of_any_bytes_gives_all_that_was_acknowledged_or_is_refused_and_left_
     });
 }
 
+/// One byte, whose lowest bit says whether the digest is made right, and a snapshot's file.
+#[test]
+fn a_snapshot_is_refused_or_says_the_same_once_it_is_written_again() {
+    target!("snapshot", 10_000, |bytes: &[u8]| {
+        let Some((flags, file)) = bytes.split_first() else {
+            return;
+        };
+        let mut file = file.to_vec();
+        if let (1, Some((head, body))) = (flags & 1, file.split_at_mut_checked(48)) {
+            head[16..].copy_from_slice(&blake3::derive_key(snapshot::CONTEXT, body));
+        }
+        let Ok(found) = within(LITTLE, || Snapshot::decode(&file, [7; 32])) else {
+            return;
+        };
+        let encoded = Snapshot::encode(found.place, &found.register).unwrap();
+        let again = Snapshot::decode(&encoded, [7; 32]).unwrap();
+        let twice = Snapshot::encode(again.place, &again.register).unwrap();
+        assert_eq!(twice, encoded);
+        assert_eq!(again.register.revision(), found.register.revision());
+    });
+}
+
 /// In memory where the machine has such a place: a sync is not what is tried here.
 fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
@@ -140,6 +164,9 @@ fn what_the_corpus_holds_gets_past_every_digest() {
     assert_eq!(inspect_ledger(directory.path()).unwrap(), 3);
     let entry = std::fs::read(corpus("ledger_entry").join("added")).unwrap();
     Entry::decode(&entry).unwrap();
+    let snapshot = std::fs::read(corpus("snapshot").join("three")).unwrap();
+    let found = Snapshot::decode(&snapshot[1..], [7; 32]).unwrap();
+    assert_eq!(found.place.frames, 3);
 }
 
 fn corpus(target: &str) -> PathBuf {
@@ -245,12 +272,18 @@ fn the_corpus_is_what_the_encoders_write() {
     let mut ledger = Ledger::open(directory.path(), &Disk::default(), None)
         .unwrap()
         .ledger;
+    let mut register = Register::new([7; 32]);
     for (name, entry) in entries() {
         let content = entry.encode().unwrap();
         std::fs::write(corpus("ledger_entry").join(name), &content).unwrap();
-        ledger.append(&content).unwrap();
+        let frame = ledger.append(&content).unwrap();
+        if name != "retired" {
+            register.apply(&frame, entry).unwrap();
+        }
     }
     let sealed = |file: Vec<u8>| [vec![1], file].concat();
+    let snapshot = Snapshot::encode(ledger.end(), &register).unwrap();
+    std::fs::write(corpus("snapshot").join("three"), sealed(snapshot)).unwrap();
     let file = std::fs::read(&path).unwrap();
     std::fs::write(corpus("ledger").join("three"), sealed(file)).unwrap();
     std::fs::remove_file(&path).unwrap();

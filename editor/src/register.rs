@@ -141,7 +141,8 @@ impl Register {
     /// What [`Self::restore`] makes the same register of; the active edits' z beside it, in their order.
     pub(crate) fn save(&self) -> (Saved, Vec<Vec<f32>>) {
         let active = self.active.iter().map(|(id, edit)| (*id, edit.clone()));
-        let requests = self.requests.iter();
+        let requests: BTreeMap<&String, &Added> = self.requests.iter().collect();
+        let requests = requests.into_iter();
         let saved = Saved {
             records: self.records.values().cloned().collect(),
             active: active.collect(),

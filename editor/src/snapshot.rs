@@ -22,7 +22,7 @@ const FILE_NAME: &str = "facts.snapshot";
 const NEW_NAME: &str = "facts.snapshot.new";
 const MAGIC: &[u8; 8] = b"ADDSNAPS";
 const VERSION: u32 = 1;
-const CONTEXT: &str = "addenda 2026-11 ledger snapshot";
+pub(crate) const CONTEXT: &str = "addenda 2026-11 ledger snapshot";
 
 /// What the frames before `place` add up to.
 #[derive(Debug)]
@@ -91,7 +91,10 @@ impl Snapshot {
         sync_directory(dir, disk)
     }
 
-    fn encode(place: Place, register: &Register) -> std::result::Result<Vec<u8>, String> {
+    pub(crate) fn encode(
+        place: Place,
+        register: &Register,
+    ) -> std::result::Result<Vec<u8>, String> {
         let (saved, values) = register.save();
         let content = Content {
             place,
