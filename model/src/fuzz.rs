@@ -193,7 +193,7 @@ fn the_corpus_is_what_the_encoders_write() {
     let adapter = Adapter::new(&soft(2), &soft(1), [3; 32], "a".to_owned(), "{}".to_owned());
     let bytes = adapter.unwrap().to_bytes().unwrap();
     std::fs::write(corpus("adapter").join("small"), unsealed(bytes)).unwrap();
-    let data = vec![0x3c_u8; 64];
+    let data = [0x3c_u8; 64];
     let dtypes = [
         ("lm_head.weight", Dtype::F32, vec![4, 2], 32),
         ("model.norm.weight", Dtype::BF16, vec![8], 16),
