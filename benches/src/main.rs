@@ -33,7 +33,7 @@ enum What {
     /// Each mode's answers beside full prefill's, on held-out questions about documents.
     Quality(quality::Arguments),
     /// Facts of a file written into the weights: do they hold, do they spare the rest, what do they cost.
-    Edit(edit::Arguments),
+    Edit(Box<edit::Arguments>),
     /// Tokens a second of full prefill and of decoding, without a daemon.
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.

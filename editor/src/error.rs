@@ -65,6 +65,11 @@ pub enum Error {
     /// No fact of this id was ever added.
     #[error("no fact with id {0}: `addenda fact list --all` shows those there are")]
     UnknownFact(FactId),
+    /// The fact is there, with other dates.
+    #[error(
+        "the fact {0} is there already with other dates: retire it before it is added with new ones"
+    )]
+    OtherDates(FactId),
     /// The fact is not active, so it can't be measured.
     #[error("the fact {0} is not active: only a fact that is in the weights can be checked")]
     NotActive(FactId),

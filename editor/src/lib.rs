@@ -5,6 +5,7 @@
 //! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
 
 mod batch;
+mod calendar;
 mod context;
 mod corpus;
 mod digest;
@@ -21,6 +22,7 @@ mod nullspace;
 mod pace;
 mod patch;
 mod plan;
+mod probes;
 mod register;
 mod rows;
 mod settings;
@@ -29,6 +31,7 @@ mod subject;
 mod value;
 
 pub use batch::{Planned, Request};
+pub use calendar::{Clock, PlannedTurn};
 pub use corpus::Corpus;
 pub use editor::{Editor, EditorOptions, Opening};
 pub use error::{Error, Result};

@@ -2,9 +2,10 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_model::{Overlay, Transformer};
+use addenda_model::{ChatTemplate, Overlay, Transformer};
 use tch::Kind;
 
 use crate::batch::Request;
@@ -15,7 +16,9 @@ use crate::evaluate::{Before, Figures, Meter, Questions, Under};
 use crate::fact::{Fact, FactId};
 use crate::joint::{Desk, Solver};
 use crate::pace::Pace;
+
 use crate::patch::{Patch, overlay};
+use crate::probes::Probed;
 use crate::register::Register;
 use crate::settings::{Method, Settings, SolveSettings};
 use crate::subject::PromptTokens;
@@ -34,6 +37,8 @@ const REMEMBERED: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Novelty {
     pub(crate) fact: Fact,
+    /// Its day is yet to come: the weights that it was measured under are not kept.
+    pub(crate) waits: bool,
     pub(crate) request_id: String,
     pub(crate) supersedes: Option<FactId>,
     pub(crate) edit: Edit,
@@ -70,6 +75,7 @@ pub struct PlannedRetirement {
 impl Draft {
     fn novelty(self, figures: Figures, seconds: f64) -> Novelty {
         Novelty {
+            waits: false,
             fact: self.request.fact,
             request_id: self.request.request_id,
             supersedes: self.supersedes,
@@ -111,6 +117,8 @@ pub(crate) struct Planner {
     pub(crate) settings: Settings,
     pub(crate) solver: Solver,
     pub(crate) fingerprint: [u8; 32],
+    /// How the model is spoken to in a chat, where it can be.
+    pub(crate) chat: Option<Arc<ChatTemplate>>,
     contexts: OnceCell<Vec<String>>,
     perplexities: RefCell<BTreeMap<[u8; 32], f64>>,
 }
@@ -121,6 +129,7 @@ impl Planner {
             settings,
             solver,
             fingerprint,
+            chat: None,
             contexts: OnceCell::new(),
             perplexities: RefCell::default(),
         }
@@ -263,12 +272,15 @@ impl Planner {
                 .active_facts()
                 .find(|(_, other)| other.asks_the_same(&request.fact))
                 .map(|(id, _)| id);
-            let bare = prompts.into_iter().next().unwrap_or(essence);
             let draft = sought.map(|sought| Draft {
                 place,
                 id: request.fact.id(),
                 supersedes,
-                edit: self.edit(bare, recipe.clone(), sought),
+                edit: self.edit(
+                    prompts.split_first().unwrap_or((&essence, &[])),
+                    recipe.clone(),
+                    sought,
+                ),
                 request,
                 questions,
                 before,
@@ -341,13 +353,21 @@ impl Planner {
         head: [u8; 32],
         pace: &mut Pace<'_>,
     ) -> Result<Weights> {
-        let edits: BTreeMap<FactId, &Edit> = register
-            .active()
-            .iter()
-            .filter(|(id, _)| !gone.contains(id))
-            .map(|(id, edit)| (*id, edit))
-            .collect();
-        let patches = self.solver.patches(desk, &edits, pace)?;
+        let active = register.active().iter();
+        let left = active.filter(|(id, _)| !gone.contains(id));
+        let edits = left.map(|(id, edit)| (*id, edit)).collect();
+        self.with(desk, &edits, head, pace)
+    }
+
+    /// The weights of a set of edits.
+    pub(crate) fn with(
+        &self,
+        desk: Desk<'_>,
+        edits: &BTreeMap<FactId, &Edit>,
+        head: [u8; 32],
+        pace: &mut Pace<'_>,
+    ) -> Result<Weights> {
+        let patches = self.solver.patches(desk, edits, pace)?;
         Ok(Weights {
             head,
             overlay: overlay(desk.model, &patches)?,
@@ -356,7 +376,10 @@ impl Planner {
     }
 
     fn questions(&self, desk: Desk<'_>, fact: &Fact) -> Result<Questions> {
-        let questions = Questions::of(desk.tokenizer, fact)?;
+        let mut questions = Questions::of(desk.tokenizer, &self.probed(fact).fact)?;
+        if let Some(template) = &self.chat {
+            questions = questions.in_chat(desk.tokenizer, template, fact)?;
+        }
         if questions.target.len() > MAX_TARGET {
             let problem = format!("is {} tokens; {MAX_TARGET} at most", questions.target.len());
             return Err(Error::BadFact {
@@ -379,6 +402,14 @@ impl Planner {
             });
         }
         Ok(questions)
+    }
+
+    /// The fact with what it is probed with.
+    fn probed(&self, fact: &Fact) -> Probed {
+        match self.settings.bars.make_probes {
+            true => Probed::filled(fact),
+            false => Probed::as_given(fact),
+        }
     }
 
     /// The fact as tokens: its questions, its prompt in every context, and its essence.
@@ -422,11 +453,23 @@ impl Planner {
         value::seek(desk.study, problems, solve, &self.settings.value, pace)
     }
 
-    fn edit(&self, bare: PromptTokens, recipe: Recipe, sought: value::Sought) -> Edit {
+    /// `bare` and the prompt in contexts.
+    fn edit(
+        &self,
+        (bare, around): (&PromptTokens, &[PromptTokens]),
+        recipe: Recipe,
+        sought: value::Sought,
+    ) -> Edit {
+        let around = around.iter().take(recipe.solve.context_keys);
+        let upto = |prompt: &PromptTokens| {
+            let read = prompt.ids.get(..=prompt.subject_at);
+            read.unwrap_or(&prompt.ids).to_vec()
+        };
         Edit {
+            context_ids: around.map(upto).collect(),
             base: self.fingerprint,
             recipe,
-            prompt_ids: bare.ids,
+            prompt_ids: bare.ids.clone(),
             subject_at: bare.subject_at,
             value: self.settings.value.clone(),
             contexts: self.contexts.get().cloned().unwrap_or_default(),
@@ -465,10 +508,15 @@ impl Planner {
                 .chain(new.map(|draft| &draft.request.fact))
                 .filter(|fact| fact.subject == draft.request.fact.subject)
                 .collect();
+            let probed = self.probed(&draft.request.fact);
             let figures = Figures {
                 target_probability: after.target.mean.exp(),
                 target_probability_before: after.before,
                 target_is_top1: after.target.top1,
+                made_paraphrases: probed.made_paraphrases,
+                made_neighbours: probed.made_neighbours,
+                chat_probability: after.chat.map(|score| score.mean.exp()),
+                chat_is_top1: after.chat.map(|score| score.top1),
                 paraphrase: after.paraphrase,
                 locality: after.locality,
                 same_subject: edited.holding(&others)?,
@@ -505,10 +553,15 @@ impl Planner {
             .filter(|other| other.subject == fact.subject && !other.asks_the_same(fact))
             .collect();
         let perplexity_base = self.base_perplexity(desk, pace)?;
+        let probed = self.probed(fact);
         Ok(Figures {
             target_probability: after.target.mean.exp(),
             target_probability_before: after.before,
             target_is_top1: after.target.top1,
+            made_paraphrases: probed.made_paraphrases,
+            made_neighbours: probed.made_neighbours,
+            chat_probability: after.chat.map(|score| score.mean.exp()),
+            chat_is_top1: after.chat.map(|score| score.top1),
             paraphrase: after.paraphrase,
             locality: after.locality,
             same_subject: served.holding(&others)?,

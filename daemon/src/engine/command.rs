@@ -348,6 +348,10 @@ pub(crate) enum Edit {
         id: FactId,
         reply: oneshot::Sender<Result<(FactRecord, Digest)>>,
     },
+    /// Let come and go the facts whose dates say so; the answer is how many.
+    Turn {
+        reply: oneshot::Sender<Result<usize>>,
+    },
     /// Measure an active fact again.
     Check {
         id: FactId,
@@ -432,6 +436,7 @@ impl Edit {
                 drop(reply.send(result));
             }
             Self::Retire { reply, .. } => drop(reply.send(Err(error))),
+            Self::Turn { reply } => drop(reply.send(Err(error))),
             Self::Check { reply, .. } => drop(reply.send(Err(error))),
         }
     }

@@ -105,6 +105,18 @@ impl Bench {
                 let revision = self.under().revision;
                 drop(reply.send(record.map(|record| (record, revision))));
             }
+            Edit::Turn { reply } => {
+                let planned = self.plan(floor, &ticket, None, |bench, pace| {
+                    (bench.editor).plan_turn(&bench.model, &bench.tokenizer, pace)
+                });
+                let turned = planned.and_then(|planned| match planned {
+                    None => Ok(0),
+                    Some(planned) => self.commit(floor, |bench| {
+                        bench.editor.commit_turn(&mut bench.model, planned)
+                    }),
+                });
+                drop(reply.send(turned));
+            }
             Edit::Check { id, reply } => {
                 let figures = self.plan(floor, &ticket, None, |bench, pace| {
                     let figures = bench
@@ -154,7 +166,7 @@ impl Bench {
         floor: &mut Floor,
         work: impl FnOnce(&mut Self) -> addenda_editor::Result<T>,
     ) -> Result<T> {
-        let before = self.under();
+        let (before, length) = (self.under(), self.ledger_length());
         let result = guard(|| Ok(work(self)?));
         if let Err(error) = &result
             && is_half_way(error)
@@ -165,6 +177,9 @@ impl Bench {
         let under = self.under();
         if under.revision != before.revision {
             floor.weights_changed(&self.model, under, self.ledger_length());
+        } else if self.ledger_length() != length {
+            // A fact whose day is yet to come, or will not come any more.
+            floor.ledger_grew(self.ledger_length());
         }
         result
     }

@@ -238,6 +238,8 @@ fn checked(request: wire::AddFactRequest) -> Result<addenda_editor::Request> {
             target: fact.target,
             paraphrases: fact.paraphrases,
             neighbours: fact.neighbours,
+            valid_from_ms: (fact.valid_from_ms > 0).then_some(fact.valid_from_ms),
+            valid_until_ms: (fact.valid_until_ms > 0).then_some(fact.valid_until_ms),
         },
         request_id: request.request_id,
         method,
@@ -386,6 +388,8 @@ fn record(fact: &FactRecord) -> wire::FactRecord {
         FactState::Active => wire::FactState::Active,
         FactState::Superseded => wire::FactState::Superseded,
         FactState::Retired => wire::FactState::Retired,
+        FactState::Waiting => wire::FactState::Waiting,
+        FactState::Expired => wire::FactState::Expired,
     };
     wire::FactRecord {
         id: fact.id.to_string(),
@@ -395,6 +399,8 @@ fn record(fact: &FactRecord) -> wire::FactRecord {
             target: fact.fact.target.clone(),
             paraphrases: fact.fact.paraphrases.clone(),
             neighbours: fact.fact.neighbours.clone(),
+            valid_from_ms: fact.fact.valid_from_ms.unwrap_or(0),
+            valid_until_ms: fact.fact.valid_until_ms.unwrap_or(0),
         }),
         state: state.into(),
         figures: Some(figures(&fact.figures)),
@@ -426,5 +432,9 @@ fn figures(figures: &Figures) -> wire::FactFigures {
         locality: figures.locality.map(|share| share as f32),
         perplexity_before: figures.perplexity_before as f32,
         perplexity_after: figures.perplexity_after as f32,
+        made_paraphrases: figures.made_paraphrases,
+        made_neighbours: figures.made_neighbours,
+        chat_probability: figures.chat_probability.map(|share| share as f32),
+        chat_is_top1: figures.chat_is_top1,
     }
 }

@@ -92,7 +92,7 @@ impl Daemon {
 
 impl Serving {
     pub(crate) fn template(&self) -> Option<&ChatTemplate> {
-        self.loaded.chat_template.as_ref()
+        self.loaded.chat_template.as_deref()
     }
 
     /// All that a measurement of `way` would depend on now.

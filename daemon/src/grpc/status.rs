@@ -70,6 +70,7 @@ fn of_editor(error: &EditorError) -> Code {
         EditorError::UnknownFact(_) => Code::NotFound,
         EditorError::NotActive(_)
         | EditorError::SaidAlready { .. }
+        | EditorError::OtherDates(_)
         | EditorError::Unsupported(_) => Code::FailedPrecondition,
         EditorError::BarsNotMet { .. } | EditorError::Stale => Code::Aborted,
         EditorError::Cancelled => Code::Cancelled,

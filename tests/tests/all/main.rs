@@ -19,6 +19,7 @@ mod decode;
 mod documents;
 mod editor;
 mod editor_smollm2;
+mod fact_dates;
 mod facts;
 mod gguf;
 mod gguf_files;
