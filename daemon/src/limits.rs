@@ -69,6 +69,9 @@ pub(crate) const DEFAULT_LINK_TOKENS: u32 = 32;
 pub(crate) const DEFAULT_BLEND_SHARE: f32 = 0.15;
 /// Facts of a stream that are worked out together.
 pub(crate) const FACTS_TOGETHER: usize = 16;
+/// Largest patch file that is taken in, and the parts in which one is given out.
+pub(crate) const PATCH_BYTES: usize = 256 << 20;
+pub(crate) const PATCH_CHUNK: usize = 1 << 20;
 /// How long a batch of facts waits for the next one of its stream.
 pub(crate) const GATHER: Duration = Duration::from_millis(20);
 /// Ledger entries that a watcher reads at once.

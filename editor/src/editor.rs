@@ -215,7 +215,7 @@ impl Editor {
     }
 
     /// The answer to a request that was answered before, or whose fact is active already.
-    fn known(&self, fact: &Fact, request_id: &str) -> Result<Option<Added>> {
+    pub(crate) fn known(&self, fact: &Fact, request_id: &str) -> Result<Option<Added>> {
         let id = fact.id();
         if let Some(added) = self.register.answered(request_id) {
             return if added.record.id == id {
@@ -563,7 +563,8 @@ impl Editor {
             .is_empty()
     }
 
-    /// Measures the second moments that a method needs and that are not there yet; says of how many layers.
+    /// Measures the second moments that a method needs and that are not there yet, and AlphaEdit's projections; says of
+    /// how many layers. What is broken off is gone on with.
     pub fn prepare(
         &self,
         model: &Transformer,
@@ -577,6 +578,8 @@ impl Editor {
             tokenizer,
         };
         let recipe = self.planner.recipe(method);
-        self.planner.solver.prepare(desk, &recipe, pace)
+        let measured = self.planner.solver.prepare(desk, &recipe, pace)?;
+        self.planner.solver.project(model, &recipe, pace)?;
+        Ok(measured)
     }
 }

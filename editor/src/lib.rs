@@ -5,6 +5,7 @@
 //! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
 
 mod batch;
+mod bundle;
 mod calendar;
 mod context;
 mod corpus;
@@ -15,6 +16,7 @@ mod error;
 mod evaluate;
 mod fact;
 mod joint;
+mod kept;
 mod key;
 mod ledger;
 mod moment;
@@ -31,6 +33,7 @@ mod subject;
 mod value;
 
 pub use batch::{Planned, Request};
+pub use bundle::{PatchFile, PatchKind, inspect_patch};
 pub use calendar::{Clock, PlannedTurn};
 pub use corpus::Corpus;
 pub use editor::{Editor, EditorOptions, Opening};

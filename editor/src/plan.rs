@@ -92,6 +92,13 @@ type Texts = (Questions, Vec<PromptTokens>, PromptTokens);
 /// A request with its texts and what the model says before it is edited.
 type Asked = (usize, Request, Texts, Before);
 
+/// The active fact that asks the same, and so has to leave.
+fn rival(register: &Register, fact: &Fact) -> Option<FactId> {
+    let mut active = register.active_facts();
+    let found = active.find(|(_, other)| other.asks_the_same(fact));
+    found.map(|(id, _)| id)
+}
+
 /// The methods that are asked for, each once.
 fn methods<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Vec<Option<Method>> {
     let mut methods = Vec::new();
@@ -153,11 +160,54 @@ impl Planner {
         head: [u8; 32],
         pace: &mut Pace<'_>,
     ) -> Result<Batch> {
-        let (begun, count) = (Instant::now(), requests.len());
+        let begun = Instant::now();
         for method in methods(requests.iter().map(|(_, request)| request)) {
             self.solver.prepare(desk, &self.recipe(method), pace)?;
         }
-        let (mut drafts, mut answers) = self.drafts(desk, register, requests, pace)?;
+        let (drafts, answers) = self.drafts(desk, register, requests, pace)?;
+        self.settle(desk, register, (drafts, answers), (begun, head), pace)
+    }
+
+    /// Works out additions whose edits are known already.
+    pub(crate) fn adopt(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        requests: Vec<(usize, Request, Edit)>,
+        head: [u8; 32],
+        pace: &mut Pace<'_>,
+    ) -> Result<Batch> {
+        let begun = Instant::now();
+        let mut questions = Vec::new();
+        for (_, request, _) in &requests {
+            questions.push(self.questions(desk, &request.fact)?);
+        }
+        let asked: Vec<&Questions> = questions.iter().collect();
+        let before = self.meter(desk, Under::Served).before(&asked)?;
+        let known = requests.into_iter().zip(questions).zip(before);
+        let drafts = known.map(|(((place, request, edit), questions), before)| Draft {
+            place,
+            id: request.fact.id(),
+            supersedes: rival(register, &request.fact),
+            request,
+            questions,
+            before,
+            edit,
+        });
+        let drafts = drafts.collect();
+        self.settle(desk, register, (drafts, Vec::new()), (begun, head), pace)
+    }
+
+    /// From edits to weights that meet their bars.
+    fn settle(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        (mut drafts, mut answers): (Vec<Draft>, Vec<(usize, Result<Novelty>)>),
+        (begun, head): (Instant, [u8; 32]),
+        pace: &mut Pace<'_>,
+    ) -> Result<Batch> {
+        let count = drafts.len() + answers.len();
         let mut weights = None;
         for round in 0.. {
             if drafts.is_empty() {
@@ -268,10 +318,7 @@ impl Planner {
         for ((place, request, (questions, prompts, essence), before), sought) in
             asked.into_iter().zip(found)
         {
-            let supersedes = register
-                .active_facts()
-                .find(|(_, other)| other.asks_the_same(&request.fact))
-                .map(|(id, _)| id);
+            let supersedes = rival(register, &request.fact);
             let draft = sought.map(|sought| Draft {
                 place,
                 id: request.fact.id(),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_editor::{Added, Editor, Error as EditorError, Pace, Progress};
+use addenda_editor::{Added, Editor, Error as EditorError, Pace, Planned, Progress};
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::digest::Digest;
@@ -81,14 +81,23 @@ impl Bench {
                         .editor
                         .plan_adds(&bench.model, &bench.tokenizer, requests, pace)
                 });
-                let added = planned.and_then(|planned| {
-                    self.commit(floor, |bench| {
-                        bench.editor.commit_adds(&mut bench.model, planned)
-                    })
-                });
-                let added = added.map(each);
-                end(job, &added);
+                let added = self.take(floor, job, planned);
                 drop(reply.send(added));
+            }
+            Edit::Import { file, job, reply } => {
+                let planned = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    (bench.editor).plan_import(&bench.model, &bench.tokenizer, &file, pace)
+                });
+                let added = self.take(floor, job, planned);
+                drop(reply.send(added));
+            }
+            Edit::Prepare { method, job, reply } => {
+                let layers = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    (bench.editor).prepare(&bench.model, &bench.tokenizer, method, pace)
+                });
+                // Its owner ends it, and must be the only one who holds it then.
+                drop(job);
+                drop(reply.send(layers));
             }
             Edit::Retire { id, reply } => {
                 let planned = self.plan(floor, &ticket, None, |bench, pace| {
@@ -127,6 +136,23 @@ impl Bench {
                 drop(reply.send(figures));
             }
         }
+    }
+
+    /// Commits additions and ends their job.
+    fn take(
+        &mut self,
+        floor: &mut Floor,
+        job: JobHandle,
+        planned: Result<Planned>,
+    ) -> Result<Vec<Result<Added>>> {
+        let added = planned.and_then(|planned| {
+            self.commit(floor, |bench| {
+                bench.editor.commit_adds(&mut bench.model, planned)
+            })
+        });
+        let added = added.map(each);
+        end(job, &added);
+        added
     }
 
     /// Works something out in small steps, between which others are served. Changes nothing.

@@ -15,6 +15,8 @@ pub(crate) mod knowledge;
 pub(crate) mod lookup;
 pub(crate) mod mode;
 pub(crate) mod packets;
+mod patches;
+mod preparing;
 pub(crate) mod status;
 pub(crate) mod ticket;
 pub(crate) mod upkeep;

@@ -20,6 +20,7 @@ mod documents;
 mod editor;
 mod editor_smollm2;
 mod fact_dates;
+mod fact_patches;
 mod facts;
 mod gguf;
 mod gguf_files;
