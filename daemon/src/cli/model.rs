@@ -17,6 +17,8 @@ use super::table::{fields, table};
 use super::text::{grouped, utc};
 use crate::config::{Config, format_bytes};
 
+mod locate;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
     /// Show the model that the daemon serves, its revision and limits
@@ -30,6 +32,9 @@ pub(crate) enum ModelCommand {
         #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = ["auto", "memit", "rome", "alphaedit", "all"])]
         method: String,
     },
+    /// Find the layers that carry facts, by causal tracing over facts that the model knows, and show what was found;
+    /// without --known, show what was found last
+    Locate(locate::LocateArgs),
     /// Bring models into the cache directory; what is here already is left as it is
     Fetch {
         /// Names of the catalogue, or OWNER/NAME of a Hugging Face repository
@@ -43,6 +48,7 @@ impl ModelCommand {
         match self {
             Self::Info => block_on(info(&config.connect, console))?,
             Self::List => list(&config.cache_dir, console)?,
+            Self::Locate(args) => block_on(args.run(&config.connect, console))?,
             Self::Prepare { method } => block_on(prepare(&config.connect, method, console))?,
             Self::Fetch { names } => {
                 for name in names {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use addenda_cache::PacketId;
-use addenda_editor::{Added, Editor, FactId, FactRecord, Figures, Method, Request};
+use addenda_editor::{
+    Added, Editor, Fact, FactId, FactRecord, Figures, Located, Method, Request, Tracing,
+};
 use addenda_model::{Adapter, Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -356,6 +358,13 @@ pub(crate) enum Edit {
         job: Arc<JobHandle>,
         reply: oneshot::Sender<Result<usize>>,
     },
+    /// Find the layers that carry these facts.
+    Locate {
+        facts: Vec<Fact>,
+        tracing: Tracing,
+        job: Arc<JobHandle>,
+        reply: oneshot::Sender<Result<Located>>,
+    },
     /// Retire a fact.
     Retire {
         id: FactId,
@@ -449,6 +458,7 @@ impl Edit {
                 drop(reply.send(result));
             }
             Self::Retire { reply, .. } => drop(reply.send(Err(error))),
+            Self::Locate { reply, .. } => drop(reply.send(Err(error))),
             Self::Turn { reply } | Self::Prepare { reply, .. } => drop(reply.send(Err(error))),
             Self::Check { reply, .. } => drop(reply.send(Err(error))),
         }

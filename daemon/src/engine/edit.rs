@@ -99,6 +99,19 @@ impl Bench {
                 drop(job);
                 drop(reply.send(layers));
             }
+            Edit::Locate {
+                facts,
+                tracing,
+                job,
+                reply,
+            } => {
+                let located = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    let (model, tokenizer) = (&bench.model, &bench.tokenizer);
+                    bench.editor.locate(model, tokenizer, &facts, tracing, pace)
+                });
+                drop(job);
+                drop(reply.send(located));
+            }
             Edit::Retire { id, reply } => {
                 let planned = self.plan(floor, &ticket, None, |bench, pace| {
                     bench

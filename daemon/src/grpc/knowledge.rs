@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::engine::command::{Command, Edit, Ticket};
 use crate::error::{Error, Result};
 use crate::grpc::status::status;
-use crate::grpc::{Daemon, check, patches, preparing};
+use crate::grpc::{Daemon, check, locating, patches, preparing};
 use crate::limits;
 
 /// The service over the engine's editor.
@@ -145,6 +145,21 @@ impl Knowledge for KnowledgeService {
         let methods = methods.map_err(|error| status(&error))?;
         let job = preparing::begin(&self.0, ticket, methods);
         Ok(Response::new(job))
+    }
+
+    async fn locate(&self, request: Request<wire::LocateRequest>) -> Answer<wire::JobRecord> {
+        let (_, ticket, _leave) = self.0.admit("Locate", &request)?;
+        let job = locating::begin(&self.0, ticket, request.into_inner());
+        job.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn get_location(
+        &self,
+        request: Request<wire::GetLocationRequest>,
+    ) -> Answer<wire::Location> {
+        let (_, ticket, _leave) = self.0.admit("GetLocation", &request)?;
+        let location = locating::kept(&self.0, &ticket).await;
+        location.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn list_patches(
@@ -285,18 +300,23 @@ fn checked(request: wire::AddFactRequest) -> Result<addenda_editor::Request> {
     )?;
     let method = preparing::method(&request.method)?;
     Ok(addenda_editor::Request {
-        fact: Fact {
-            subject: fact.subject,
-            prompt: fact.prompt,
-            target: fact.target,
-            paraphrases: fact.paraphrases,
-            neighbours: fact.neighbours,
-            valid_from_ms: (fact.valid_from_ms > 0).then_some(fact.valid_from_ms),
-            valid_until_ms: (fact.valid_until_ms > 0).then_some(fact.valid_until_ms),
-        },
+        fact: stated(fact),
         request_id: request.request_id,
         method,
     })
+}
+
+/// A fact in the editor's terms.
+pub(crate) fn stated(fact: wire::Fact) -> Fact {
+    Fact {
+        subject: fact.subject,
+        prompt: fact.prompt,
+        target: fact.target,
+        paraphrases: fact.paraphrases,
+        neighbours: fact.neighbours,
+        valid_from_ms: (fact.valid_from_ms > 0).then_some(fact.valid_from_ms),
+        valid_until_ms: (fact.valid_until_ms > 0).then_some(fact.valid_until_ms),
+    }
 }
 
 /// One answer for each; what fails the batch as a whole is every one's answer.
