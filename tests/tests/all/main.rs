@@ -22,6 +22,7 @@ mod editor_smollm2;
 mod fact_dates;
 mod fact_patches;
 mod facts;
+mod facts_served;
 mod gguf;
 mod gguf_files;
 mod gone;

@@ -233,6 +233,7 @@ fn svg(found: &Location) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::{map, svg};
     use addenda_proto::addenda::v1::{Effect, Location};
