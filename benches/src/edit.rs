@@ -18,7 +18,7 @@ use addenda_model::{Tokenizer, Transformer};
 use serde_json::{Map, Value, json};
 
 use crate::Opened;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use meter::{Marks, Meter};
 use records::Record;
 use summary::{Summary, share};
@@ -76,6 +76,15 @@ pub(crate) struct Arguments {
     /// Sampled contexts that each target is sought in, besides the bare prompt.
     #[arg(long)]
     contexts: Option<usize>,
+    /// How many of them are asked in one step; 0 is all.
+    #[arg(long)]
+    contexts_a_step: Option<usize>,
+    /// Of how many of them the mean key is bound to the value as well.
+    #[arg(long)]
+    context_keys: Option<usize>,
+    /// Write what became of each record into this file, one line of JSON each.
+    #[arg(long, value_name = "FILE")]
+    details: Option<PathBuf>,
     /// Step size in units of rms(h).
     #[arg(long)]
     learning_rate: Option<f64>,
@@ -150,13 +159,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
     } else {
         bench.stand_alone(arguments)?
     };
+    if let Some(path) = &arguments.details {
+        let lines = summary::details(&records, &before, &trial.after);
+        std::fs::write(path, lines).map_err(|source| Error::Io {
+            what: path.display().to_string(),
+            source,
+        })?;
+    }
     let all: Vec<FactId> = bench.editor.list(false, 0).map(|fact| fact.id).collect();
     bench.retire(&all)?;
     let apart = (bench.meter().logits(&records)? - base).f_abs()?.f_max()?;
     let n = records.len() as f64;
-    let mean = |values: &[f64]| {
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-    };
     let rises = trial.perplexities.iter().zip(ppl_before.iter().cycle());
     let rise = rises
         .map(|(after, before)| after / before - 1.0)
@@ -313,7 +326,9 @@ impl Bench {
         })
     }
 
-    /// Retires every second fact, until there are `count`, and looks what became of them and of the others.
+    /// Retires every second fact, until there are `count`, and looks what became of them and of the others: whether
+    /// the first token is again that of the base, and how far the true answer's NLL is from the base's. Both feel what
+    /// the remaining facts do to prompts like theirs: the weights are those of a model that never had the retired ones.
     fn take_back(
         &mut self,
         ids: &[FactId],
@@ -332,16 +347,18 @@ impl Bench {
             .clone()
             .map(|(_, ((then, _), now))| then.prompt[0].first == now.prompt[0].first)
             .collect();
-        let gap = left
-            .map(|(_, ((then, _), now))| (then.prompt[0].nll - now.prompt[0].nll).abs())
-            .fold(0.0, f64::max);
+        let gaps: Vec<f64> = left
+            .map(|(_, ((then, _), now))| (then.prompt[1].nll - now.prompt[1].nll).abs())
+            .collect();
         let held: Vec<bool> = stayed
             .map(|(_, ((_, with), now))| with.prompt[0].top1 == now.prompt[0].top1)
             .collect();
         let figures = json!({
             "retired": count,
             "retired_argmax_back": share(back.into_iter()),
-            "retired_nll_max_diff": gap,
+            "retired_nll_mean_diff": mean(&gaps),
+            "retired_nll_max_diff": gaps.iter().copied().reduce(f64::max),
+            "retired_nll_within_0.3": share(gaps.iter().map(|gap| *gap <= 0.3)),
             "retired_others_unchanged": share(held.into_iter()),
         });
         Ok(match figures {
@@ -377,6 +394,10 @@ impl Bench {
     }
 }
 
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
 fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
     let mut settings = Settings::for_model(model.config())?;
     if let Some(method) = arguments.method()? {
@@ -392,10 +413,15 @@ fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
     settings.moment.tokens = arguments.corpus_tokens.unwrap_or(settings.moment.tokens);
     let value = &mut settings.value;
     value.contexts = arguments.contexts.unwrap_or(value.contexts);
+    value.contexts_a_step = arguments.contexts_a_step.unwrap_or(value.contexts_a_step);
+    settings.solve.context_keys = arguments
+        .context_keys
+        .unwrap_or(settings.solve.context_keys);
     value.learning_rate = arguments.learning_rate.unwrap_or(value.learning_rate);
     value.margin = arguments.margin.unwrap_or(value.margin);
     settings.bars.target_probability = 0.0;
     settings.bars.target_top1 = false;
+    settings.bars.make_probes = false;
     settings.bars.perplexity = f64::INFINITY;
     settings.bars.perplexity_total = f64::INFINITY;
     Ok(settings)

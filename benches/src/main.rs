@@ -34,7 +34,7 @@ enum What {
     /// Each mode's answers beside full prefill's, on held-out questions about documents.
     Quality(quality::Arguments),
     /// Facts of a file written into the weights: do they hold, do they spare the rest, what do they cost.
-    Edit(edit::Arguments),
+    Edit(Box<edit::Arguments>),
     /// Many clients of one daemon at once: their rate, and how even it stays beside a long prompt.
     Clients(clients::Arguments),
     /// Tokens a second of full prefill and of decoding, without a daemon.

@@ -4,6 +4,7 @@
 //! the gRPC face over both. [`cli::main`] is the command line, which talks to it over gRPC.
 
 pub mod adapters;
+mod calendar;
 mod certificates;
 pub mod cli;
 pub mod config;

@@ -69,6 +69,12 @@ pub(crate) const DEFAULT_LINK_TOKENS: u32 = 32;
 pub(crate) const DEFAULT_BLEND_SHARE: f32 = 0.15;
 /// Facts of a stream that are worked out together.
 pub(crate) const FACTS_TOGETHER: usize = 16;
+/// Largest patch file that is taken in, and the parts in which one is given out.
+pub(crate) const PATCH_BYTES: usize = 256 << 20;
+pub(crate) const PATCH_CHUNK: usize = 1 << 20;
+/// Facts that are traced at once, and draws of noise for each.
+pub(crate) const TRACED_FACTS: usize = 256;
+pub(crate) const TRACED_DRAWS: u32 = 32;
 /// How long a batch of facts waits for the next one of its stream.
 pub(crate) const GATHER: Duration = Duration::from_millis(20);
 /// Ledger entries that a watcher reads at once.

@@ -44,7 +44,7 @@ use crate::grpc::packets::PacketsService;
 use crate::grpc::{Daemon, Serving};
 use crate::jobs::{Jobs, now_ms};
 use crate::packets::Packets;
-use crate::{http, limits, shutdown, watchman};
+use crate::{calendar, http, limits, shutdown, watchman};
 
 /// Serves until SIGINT or SIGTERM. `ready` is called once requests are answered, with the address.
 ///
@@ -114,6 +114,7 @@ pub async fn serve_until(
     let result = match started {
         Ok(loaded) => {
             daemon.open(loaded, certificates);
+            tokio::spawn(calendar::keep(daemon.engine.clone(), stop.clone()));
             tell(&health, ServingStatus::Serving).await;
             tracing::info!(%address, "ready");
             ready(address);

@@ -107,7 +107,9 @@ fn quarrels(new: &[(usize, Request)]) -> Vec<(usize, Error)> {
     let mut found = Vec::new();
     for (at, (place, request)) in new.iter().enumerate() {
         let others = || new.iter().enumerate().filter(|(other, _)| *other != at);
-        let rival = others().find(|(_, (_, other))| other.fact.asks_the_same(&request.fact));
+        let rival = others().find(|(_, (_, other))| {
+            other.fact.asks_the_same(&request.fact) && other.fact.overlaps(&request.fact)
+        });
         let shares = |other: &Request| {
             !request.request_id.is_empty() && other.request_id == request.request_id
         };

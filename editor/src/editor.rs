@@ -6,13 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use addenda_disk::Disk;
-use addenda_model::Transformer;
 use addenda_model::tokenizer::Tokenizer;
+use addenda_model::{ChatTemplate, Transformer};
 
 use crate::batch::{self, Planned, Request, Slot};
+use crate::calendar::Clock;
 use crate::corpus::Corpus;
 use crate::digest::hex;
 use crate::entry::{Addition, Entry, Retirement};
@@ -67,9 +68,10 @@ pub struct Opening {
 /// Writes facts into a model's weights, and takes them out again.
 #[derive(Debug)]
 pub struct Editor {
-    planner: Planner,
-    ledger: Ledger,
-    register: Register,
+    pub(crate) planner: Planner,
+    pub(crate) ledger: Ledger,
+    pub(crate) register: Register,
+    pub(crate) clock: Clock,
     patches: Vec<Patch>,
     opening: Opening,
     snapshots: Snapshots,
@@ -149,6 +151,7 @@ impl Editor {
             planner,
             ledger: opened.ledger,
             register,
+            clock: Clock::default(),
             patches: Vec::new(),
             opening,
             snapshots: Snapshots {
@@ -210,6 +213,20 @@ impl Editor {
     ) -> Result<Planned> {
         let (mut slots, new) = batch::sort(requests, |fact, id| self.known(fact, id));
         let mut weights = None;
+        let now = self.clock.now_ms();
+        let waits = |request: &Request| request.fact.valid_from_ms.is_some_and(|from| from > now);
+        let (later, new): (Vec<_>, Vec<_>) = (new.into_iter()).partition(|(_, r)| waits(r));
+        for (place, request) in later {
+            // Alone, as it will come into the weights; what they are then is solved for then.
+            let planned = self.plan_later(model, tokenizer, request, pace);
+            if let Some(slot) = slots.get_mut(place) {
+                *slot = Some(match planned {
+                    Err(error @ Error::Cancelled) => return Err(error),
+                    Err(error) => Slot::Refused(error),
+                    Ok(novelty) => Slot::New(Box::new(novelty)),
+                });
+            }
+        }
         if !new.is_empty() {
             let study = Planner::study(model)?;
             let desk = Desk {
@@ -241,7 +258,7 @@ impl Editor {
     }
 
     /// The answer to a request that was answered before, or whose fact is active already.
-    fn known(&self, fact: &Fact, request_id: &str) -> Result<Option<Added>> {
+    pub(crate) fn known(&self, fact: &Fact, request_id: &str) -> Result<Option<Added>> {
         let id = fact.id();
         if let Some(added) = self.register.answered(request_id) {
             return if added.record.id == id {
@@ -250,11 +267,21 @@ impl Editor {
                 Err(Error::RequestIdReused(request_id.to_owned()))
             };
         }
-        let active = self
-            .register
-            .get(id)
-            .filter(|_| self.register.active().contains_key(&id));
-        Ok(active.map(|record| Added {
+        let (active, waiting) = (self.register.active(), self.register.waiting());
+        let there = self.register.get(id);
+        let there = there.filter(|_| active.contains_key(&id) || waiting.contains_key(&id));
+        let dates = |fact: &Fact| (fact.valid_from_ms, fact.valid_until_ms);
+        if there.is_some_and(|record| dates(&record.fact) != dates(fact)) {
+            return Err(Error::OtherDates(id));
+        }
+        let over = |until| until <= self.clock.now_ms();
+        if there.is_none() && fact.valid_until_ms.is_some_and(over) {
+            return Err(Error::BadFact {
+                field: "valid_until_ms",
+                problem: "has passed".to_owned(),
+            });
+        }
+        Ok(there.map(|record| Added {
             record: record.clone(),
             revision: self.revision(),
             superseded: None,
@@ -305,7 +332,9 @@ impl Editor {
                     }),
                 },
                 Slot::New(novelty) => {
-                    perplexity = Some(novelty.figures.perplexity_after);
+                    if !novelty.waits {
+                        perplexity = Some(novelty.figures.perplexity_after);
+                    }
                     match self.write(*novelty) {
                         Ok(added) => {
                             written += 1;
@@ -336,13 +365,17 @@ impl Editor {
             edit,
             figures,
             seconds,
+            waits,
         } = novelty;
         let id = fact.id();
+        // What it takes the place of is known when its day has come.
+        let supersedes = supersedes.filter(|_| !waits);
         let addition = Addition {
             fact,
             request_id,
-            at_ms: now_ms(),
+            at_ms: self.clock.now_ms(),
             supersedes,
+            waits,
             seconds,
             figures,
             edit,
@@ -396,7 +429,7 @@ impl Editor {
         let gone: BTreeSet<FactId> = ids
             .iter()
             .copied()
-            .filter(|id| active.contains_key(id))
+            .filter(|id| active.contains_key(id) || self.register.waiting().contains_key(id))
             .collect();
         let weights = if gone.is_empty() {
             None
@@ -431,8 +464,12 @@ impl Editor {
                 return Err(Error::Stale);
             }
             for (written, fact_id) in planned.gone.into_iter().enumerate() {
-                let at_ms = now_ms();
-                let entry = Entry::Retired(Retirement { fact_id, at_ms });
+                let at_ms = self.clock.now_ms();
+                let entry = Entry::Retired(Retirement {
+                    fact_id,
+                    at_ms,
+                    expired: false,
+                });
                 self.record(&entry).map_err(|error| match written {
                     0 => error,
                     _ => Error::HalfBatch(Box::new(error)),
@@ -462,7 +499,7 @@ impl Editor {
 
     /// Takes an entry into ledger and register. The order that makes a crash harmless: durable frame, register,
     /// weights.
-    fn record(&mut self, entry: &Entry) -> Result<()> {
+    pub(crate) fn record(&mut self, entry: &Entry) -> Result<()> {
         let path = self.ledger.path().to_path_buf();
         let inconsistent = |frame, problem| Error::InconsistentLedger {
             path,
@@ -482,10 +519,20 @@ impl Editor {
         Ok(())
     }
 
-    fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {
+    pub(crate) fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {
         model.install(&weights.overlay).map_err(Error::Install)?;
         self.patches = weights.patches;
         Ok(())
+    }
+
+    /// Verifies from now on that an edit holds as an answer in a chat of this form, too.
+    pub fn set_chat(&mut self, template: Arc<ChatTemplate>) {
+        self.planner.chat = Some(template);
+    }
+
+    /// Tells the time by this clock from now on.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
     }
 
     /// A fact, whatever its state.
@@ -561,7 +608,8 @@ impl Editor {
             .is_empty()
     }
 
-    /// Measures the second moments that a method needs and that are not there yet; says of how many layers.
+    /// Measures the second moments that a method needs and that are not there yet, and AlphaEdit's projections; says of
+    /// how many layers. What is broken off is gone on with.
     pub fn prepare(
         &self,
         model: &Transformer,
@@ -575,7 +623,9 @@ impl Editor {
             tokenizer,
         };
         let recipe = self.planner.recipe(method);
-        self.planner.solver.prepare(desk, &recipe, pace)
+        let measured = self.planner.solver.prepare(desk, &recipe, pace)?;
+        self.planner.solver.project(model, &recipe, pace)?;
+        Ok(measured)
     }
 }
 
@@ -594,11 +644,4 @@ fn read_ledger(options: &EditorOptions) -> Result<(Opened, Register)> {
         None => Register::new(base),
     };
     Ok((opened, register))
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

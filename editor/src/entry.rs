@@ -19,6 +19,7 @@ const VERSION: u16 = 1;
 pub(crate) enum Entry {
     Added(Box<Addition>),
     Retired(Retirement),
+    Began(Beginning),
 }
 
 /// A fact came into the weights; where another one stood in its place, that one left in the same moment.
@@ -28,16 +29,32 @@ pub(crate) struct Addition {
     pub(crate) request_id: String,
     pub(crate) at_ms: u64,
     pub(crate) supersedes: Option<FactId>,
+    /// Its day is yet to come: an entry of its own says when it came into the weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) waits: bool,
     pub(crate) seconds: f64,
     pub(crate) figures: Figures,
     pub(crate) edit: Edit,
 }
 
-/// A fact left the weights.
+/// A fact whose day has come is in the weights; where another one stood in its place, that one left in the same
+/// moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Beginning {
+    pub(crate) fact_id: FactId,
+    pub(crate) at_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) supersedes: Option<FactId>,
+}
+
+/// A fact left the weights, or will not come into them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Retirement {
     pub(crate) fact_id: FactId,
     pub(crate) at_ms: u64,
+    /// By its own date, and not because somebody asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) expired: bool,
 }
 
 /// All that the solve needs of one fact, and how it was found.
@@ -50,6 +67,9 @@ pub(crate) struct Edit {
     /// Token ids of the filled prompt with what starts a text, and the place of the subject's last token in them.
     pub(crate) prompt_ids: Vec<u32>,
     pub(crate) subject_at: usize,
+    /// The prompt in contexts, each up to the subject's last token, where the recipe takes keys from those as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) context_ids: Vec<Vec<u32>>,
     /// How z was sought: settings with their seed, the contexts that the seed gave, steps taken, ‖δ‖ and ‖h‖.
     pub(crate) value: ValueSettings,
     pub(crate) contexts: Vec<String>,
@@ -95,6 +115,10 @@ impl Edit {
             .bytes(&ids)
             .number(self.subject_at as u64)
             .bytes(&self.z_bytes());
+        for ids in &self.context_ids {
+            let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+            canonical.bytes(&ids);
+        }
         canonical.finish()
     }
 
@@ -145,8 +169,10 @@ impl Entry {
                     .map(|bytes| f32::from_le_bytes(*bytes))
                     .collect();
             }
-            Self::Retired(_) if z.is_empty() => {}
-            Self::Retired(_) => return Err("it has bytes behind its end".to_owned()),
+            Self::Retired(_) | Self::Began(_) if z.is_empty() => {}
+            Self::Retired(_) | Self::Began(_) => {
+                return Err("it has bytes behind its end".to_owned());
+            }
         }
         Ok(entry)
     }

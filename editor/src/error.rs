@@ -65,6 +65,25 @@ pub enum Error {
     /// No fact of this id was ever added.
     #[error("no fact with id {0}: `addenda fact list --all` shows those there are")]
     UnknownFact(FactId),
+    /// The file is no patch that this program can read.
+    #[error("the patch can't be taken in: {0}")]
+    BadPatch(String),
+    /// The patch was made on other base weights.
+    #[error(
+        "the patch was made on the base weights {patch}, and this model's are {model}: it holds for those alone. \
+         Add its facts anew (`addenda fact patch show` names them)"
+    )]
+    OtherBase {
+        /// Fingerprint that the patch names.
+        patch: String,
+        /// The model's.
+        model: String,
+    },
+    /// The fact is there, with other dates.
+    #[error(
+        "the fact {0} is there already with other dates: retire it before it is added with new ones"
+    )]
+    OtherDates(FactId),
     /// The fact is not active, so it can't be measured.
     #[error("the fact {0} is not active: only a fact that is in the weights can be checked")]
     NotActive(FactId),

@@ -4,7 +4,7 @@
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::tokenizer::Tokenizer;
-use addenda_model::{Overlay, Pass, Transformer};
+use addenda_model::{ChatMessage, ChatTemplate, Overlay, Pass, Transformer};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -35,6 +35,19 @@ pub struct Figures {
     pub paraphrase: Option<f64>,
     /// Share of neighbours whose next token is what it was before; none without neighbours.
     pub locality: Option<f64>,
+    /// The paraphrases were made from templates, for the caller gave none.
+    #[serde(default)]
+    pub made_paraphrases: bool,
+    /// The neighbours were made from templates, for the caller gave none.
+    #[serde(default)]
+    pub made_neighbours: bool,
+    /// Probability of the target where the assistant, asked to complete the prompt in a chat, has repeated it; none
+    /// without a chat template.
+    #[serde(default)]
+    pub chat_probability: Option<f64>,
+    /// Whether every token of the target is the likeliest there.
+    #[serde(default)]
+    pub chat_is_top1: Option<bool>,
     /// Share of the other active facts about the same subject whose target is still the likeliest; none without.
     pub same_subject: Option<f64>,
     /// Perplexity on the fixed text under the weights served before.
@@ -53,6 +66,7 @@ impl Figures {
         if bars.target_top1 && !self.target_is_top1 {
             failures.push("the target did not become the likeliest answer".to_owned());
         }
+        let held = |share: Option<f64>, made: bool| share.filter(|_| !made || bars.made_probes);
         let at_least = [
             (
                 "the target's probability",
@@ -61,13 +75,18 @@ impl Figures {
             ),
             (
                 "the share of paraphrases that prefer the target",
-                self.paraphrase,
+                held(self.paraphrase, self.made_paraphrases),
                 bars.paraphrase,
             ),
             (
                 "the share of neighbours that kept their answer",
-                self.locality,
+                held(self.locality, self.made_neighbours),
                 bars.locality,
+            ),
+            (
+                "the target's probability as an answer in the chat",
+                self.chat_probability,
+                bars.chat_probability,
             ),
             (
                 "the share of other facts about this subject that still hold",
@@ -160,6 +179,8 @@ pub(crate) struct Questions {
     pub(crate) target: Vec<u32>,
     paraphrases: Vec<Vec<u32>>,
     neighbours: Vec<Vec<u32>>,
+    /// The prompt as the assistant repeats it in a chat; none without a template.
+    chat: Option<Vec<u32>>,
 }
 
 impl Questions {
@@ -176,7 +197,25 @@ impl Questions {
             target: target_tokens(tokenizer, &filled, &fact.target)?,
             paraphrases: tokens(&fact.paraphrases)?,
             neighbours: tokens(&fact.neighbours)?,
+            chat: None,
         })
+    }
+
+    /// The same, with the prompt in a chat as well.
+    pub(crate) fn in_chat(
+        mut self,
+        tokenizer: &Tokenizer,
+        template: &ChatTemplate,
+        fact: &Fact,
+    ) -> Result<Self> {
+        let filled = fact.filled_prompt();
+        let asked = ChatMessage {
+            role: "user".to_owned(),
+            content: format!("Complete this sentence: {filled}"),
+        };
+        let asked = template.render(&[asked], true)?;
+        self.chat = Some(tokenizer.encode(&format!("{asked}{filled}"))?.ids);
+        Ok(self)
     }
 }
 
@@ -188,7 +227,8 @@ impl Questions {
             .iter()
             .chain(&self.neighbours)
             .map(Vec::len);
-        self.target.len() + probes.chain([self.prompt.len()]).max().unwrap_or(0)
+        let chat = self.chat.as_ref().map_or(0, Vec::len);
+        self.target.len() + probes.chain([self.prompt.len(), chat]).max().unwrap_or(0)
     }
 }
 
@@ -207,6 +247,7 @@ pub(crate) struct After {
     pub(crate) before: f64,
     pub(crate) paraphrase: Option<f64>,
     pub(crate) locality: Option<f64>,
+    pub(crate) chat: Option<Score>,
 }
 
 impl Meter<'_> {
@@ -240,6 +281,7 @@ impl Meter<'_> {
                 pairs.push((paraphrase, &q.target));
                 pairs.push((paraphrase, &before.old_answer));
             }
+            pairs.extend(q.chat.iter().map(|chat| (chat, &q.target)));
         }
         let mut scores = self.score(&pairs)?.into_iter();
         let neighbours: Vec<&Vec<u32>> = asked.iter().flat_map(|q| &q.neighbours).collect();
@@ -248,6 +290,7 @@ impl Meter<'_> {
             let own: Vec<Score> = scores.by_ref().take(1 + 2 * q.paraphrases.len()).collect();
             let (pairs, _) = own.get(1..).unwrap_or_default().as_chunks::<2>();
             let won = pairs.iter().map(|[new, old]| new.mean >= old.mean);
+            let chat = scores.by_ref().take(usize::from(q.chat.is_some())).next();
             let now: Vec<u32> = next.by_ref().take(q.neighbours.len()).collect();
             let kept = now.iter().zip(&before.neighbours).map(|(a, b)| a == b);
             Ok(After {
@@ -255,6 +298,7 @@ impl Meter<'_> {
                 before: before.target.mean.exp(),
                 paraphrase: share(won),
                 locality: share(kept),
+                chat,
             })
         });
         answers.collect()
@@ -433,8 +477,12 @@ mod tests {
             target_probability: 0.25,
             target_probability_before: 0.01,
             target_is_top1: false,
-            paraphrase: Some(1.0),
+            paraphrase: Some(0.0),
             locality: Some(0.0),
+            made_paraphrases: true,
+            made_neighbours: false,
+            chat_probability: Some(0.125),
+            chat_is_top1: Some(false),
             same_subject: None,
             perplexity_before: 10.0,
             perplexity_after: 10.3,
@@ -447,6 +495,9 @@ mod tests {
             locality: 0.5,
             perplexity: 0.01,
             perplexity_total: 0.1,
+            chat_probability: 0.25,
+            make_probes: true,
+            made_probes: false,
         };
         let failures = figures.failures(&bars).join("; ");
         assert!(
@@ -461,6 +512,8 @@ mod tests {
             failures.contains("rose by 3.0 % through this edit"),
             "{failures}"
         );
+        assert!(failures.contains("in the chat is 12.5 %"), "{failures}");
+        // Those were made from a template, which nobody asked to be held to the bars.
         assert!(!failures.contains("paraphrases"), "{failures}");
         assert!(!failures.contains("together"), "{failures}");
     }

@@ -35,6 +35,12 @@ pub struct Fact {
     /// Prompts about other subjects, whose answers must not change.
     #[serde(default)]
     pub neighbours: Vec<String>,
+    /// When it comes into the weights by itself, milliseconds since 1970-01-01T00:00:00Z; at once where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_from_ms: Option<u64>,
+    /// When it leaves them by itself; never where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until_ms: Option<u64>,
 }
 
 impl Fact {
@@ -56,6 +62,14 @@ impl Fact {
         for (field, text) in texts {
             check_text(field, text)?;
             bytes += text.len();
+        }
+        if let (Some(from), Some(until)) = (self.valid_from_ms, self.valid_until_ms)
+            && until <= from
+        {
+            return Err(bad(
+                "valid_until_ms",
+                "is not behind valid_from_ms: it would never hold".to_owned(),
+            ));
         }
         if bytes > MAX_BYTES {
             return Err(bad(
@@ -103,7 +117,7 @@ impl Fact {
         }
     }
 
-    /// BLAKE3 of subject, prompt and target. Probes don't change what a fact says, so they are left out.
+    /// BLAKE3 of subject, prompt and target. Probes and dates don't change what a fact says, so they are left out.
     #[must_use]
     pub fn id(&self) -> FactId {
         let mut canonical = Canonical::new("addenda 2026-01 fact id");
@@ -124,6 +138,16 @@ impl Fact {
     #[must_use]
     pub fn asks_the_same(&self, other: &Self) -> bool {
         self.subject == other.subject && self.prompt == other.prompt
+    }
+
+    /// Whether there is a moment at which both hold.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let begins_before_end_of = |one: &Self, other: &Self| {
+            let end = other.valid_until_ms.unwrap_or(u64::MAX);
+            one.valid_from_ms.unwrap_or(0) < end
+        };
+        begins_before_end_of(self, other) && begins_before_end_of(other, self)
     }
 }
 

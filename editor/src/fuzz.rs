@@ -213,6 +213,8 @@ fn entries() -> [(&'static str, Entry); 3] {
         target: target.to_owned(),
         paraphrases: vec!["Ann's home is".to_owned()],
         neighbours: Vec::new(),
+        valid_from_ms: None,
+        valid_until_ms: Some(1_900_000_000_000),
     };
     let settings = Settings::for_model(&config()).unwrap();
     let added = |target: &str, supersedes: Option<FactId>| {
@@ -221,6 +223,7 @@ fn entries() -> [(&'static str, Entry); 3] {
             request_id: "a".to_owned(),
             at_ms: 1_700_000_000_000,
             supersedes,
+            waits: false,
             seconds: 1.5,
             figures: Figures {
                 target_probability: 0.9,
@@ -232,6 +235,10 @@ fn entries() -> [(&'static str, Entry); 3] {
                 perplexity_before: 20.0,
                 perplexity_after: 20.1,
                 perplexity_base: 20.0,
+                made_paraphrases: false,
+                made_neighbours: true,
+                chat_probability: Some(0.5),
+                chat_is_top1: Some(true),
             },
             edit: Edit {
                 base: [7; 32],
@@ -241,6 +248,7 @@ fn entries() -> [(&'static str, Entry); 3] {
                 },
                 prompt_ids: vec![0, 34, 79, 79],
                 subject_at: 3,
+                context_ids: vec![vec![5, 6]],
                 value: settings.value.clone(),
                 contexts: vec!["{}".to_owned()],
                 steps: 20,
@@ -259,6 +267,7 @@ fn entries() -> [(&'static str, Entry); 3] {
             Entry::Retired(Retirement {
                 fact_id: first,
                 at_ms: 1_700_000_000_001,
+                expired: false,
             }),
         ),
     ]

@@ -91,18 +91,38 @@ impl Solver {
             )));
         }
         tracing::info!(layers = ?missing, tokens = self.settings.tokens, "measuring the second moment of the keys");
-        for (layer, moment) in moment::measure(
-            desk.model,
-            desk.tokenizer,
-            &self.corpus,
-            &self.settings,
-            &missing,
-            pace,
-        )? {
-            self.store
-                .save(desk.model.kind(), layer, &recipe.moment, &moment)?;
+        let (kind, spec) = (desk.model.kind(), &recipe.moment);
+        let partial = (self.store).partial(kind, &missing, (spec, self.settings.batch));
+        let sample = (&self.corpus, &self.settings);
+        let reader = (desk.model, desk.tokenizer);
+        for (layer, moment) in moment::measure(reader, sample, &missing, &partial, pace)? {
+            self.store.save(kind, layer, spec, &moment)?;
         }
+        // All that it could be gone on for is kept by now; one that stays costs disk and nothing else.
+        drop(std::fs::remove_file(&partial));
         Ok(missing.len())
+    }
+
+    /// Makes and keeps the projections that a recipe needs, so that the first edit need not wait for them.
+    pub(crate) fn project(
+        &self,
+        model: &Transformer,
+        recipe: &Recipe,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        if recipe.solve.method != Method::AlphaEdit {
+            return Ok(());
+        }
+        let layers = &recipe.solve.layers;
+        for (done, layer) in layers.iter().enumerate() {
+            pace(Progress {
+                phase: Phase::Projection,
+                done: done as u64,
+                total: layers.len() as u64,
+            })?;
+            self.projection(model, recipe, *layer)?;
+        }
+        Ok(())
     }
 
     fn factor(
@@ -152,8 +172,16 @@ impl Solver {
         if let Some(projection) = self.projections.borrow().get(&key) {
             return Ok(Rc::clone(projection));
         }
-        let moment = self.moment(model, recipe, layer)?;
-        let projection = Rc::new(Projection::of(&moment, f64::from(share) / 1000.0)?);
+        let path = (self.store).projection(model.kind(), layer, (&recipe.moment, share));
+        let projection = match Projection::load(&path, model.config().intermediate_size)? {
+            Some(projection) => Rc::new(projection),
+            None => {
+                let moment = self.moment(model, recipe, layer)?;
+                let projection = Projection::of(&moment, f64::from(share) / 1000.0)?;
+                projection.save(&path)?;
+                Rc::new(projection)
+            }
+        };
         tracing::debug!(layer, protected = projection.rank(), "found the null space");
         let mut projections = self.projections.borrow_mut();
         let held: usize = projections.values().map(|p| p.bytes()).sum();
@@ -212,8 +240,19 @@ impl Solver {
             let standing = climb.measure(*layer, &under, pace)?;
             let share = 1.0 / (layers.len() - done) as f64;
             let missing = (&wanted - &standing.states) * share;
-            let (solution, condition) =
-                self.solve(desk.model, recipe, *layer, &standing.keys, &missing)?;
+            let (solution, condition) = match &standing.around {
+                None => self.solve(desk.model, recipe, *layer, &standing.keys, &missing)?,
+                Some(around) => {
+                    let twice = |one: &Tensor, other: &Tensor| {
+                        Tensor::f_cat(&[one, other], 1).map_err(Error::torch("joining keys"))
+                    };
+                    let keys = twice(&standing.keys, around)?;
+                    let wanted = twice(&missing, &missing)?;
+                    let (solution, condition) =
+                        self.solve(desk.model, recipe, *layer, &keys, &wanted)?;
+                    (solution.folded()?, condition)
+                }
+            };
             tracing::debug!(
                 layer,
                 facts = group.len(),

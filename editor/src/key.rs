@@ -26,11 +26,13 @@ pub(crate) struct Standing {
     pub(crate) keys: Tensor,
     /// `[d, m]`.
     pub(crate) states: Tensor,
+    /// `[f, m]`: the mean of each fact's keys in its contexts, where the recipe takes those as well.
+    pub(crate) around: Option<Tensor>,
 }
 
 /// Prompts of about one length, on their way up through the edited layers.
 struct Part {
-    /// Places in the edits' order.
+    /// Places in the rows' order: the bare prompts of all edits, then their contexts, edit by edit.
     edits: Vec<usize>,
     /// (row, token) of the subjects' last tokens.
     at: Vec<(i64, i64)>,
@@ -45,6 +47,8 @@ pub(crate) struct Climb<'a> {
     site: Site,
     parts: Vec<Part>,
     facts: usize,
+    /// Contexts of each edit.
+    contexts: usize,
 }
 
 impl<'a> Climb<'a> {
@@ -57,22 +61,23 @@ impl<'a> Climb<'a> {
         pace: &mut Pace<'_>,
     ) -> Result<Self> {
         let first = solve.layers.first().copied().unwrap_or_default();
-        let mut order: Vec<(usize, &[u32])> = edits
-            .iter()
-            .enumerate()
-            .map(|(place, edit)| {
-                let read = edit.prompt_ids.get(..=edit.subject_at);
-                (place, read.unwrap_or(&edit.prompt_ids))
-            })
-            .collect();
+        let bare = edits.iter().map(|edit| {
+            let read = edit.prompt_ids.get(..=edit.subject_at);
+            read.unwrap_or(&edit.prompt_ids)
+        });
+        let around = edits.iter().flat_map(|edit| &edit.context_ids);
+        let mut order: Vec<(usize, &[u32])> =
+            bare.chain(around.map(Vec::as_slice)).enumerate().collect();
+        let contexts = (order.len() - edits.len()) / edits.len().max(1);
         order.sort_by_key(|(_, ids)| ids.len());
         let mut parts = Vec::new();
+        let rows = order.len();
         let mut rest = order.as_slice();
         while let Some((_, shortest)) = rest.first() {
             pace(Progress {
                 phase: Phase::Keys,
-                done: (edits.len() - rest.len()) as u64,
-                total: edits.len() as u64,
+                done: (rows - rest.len()) as u64,
+                total: rows as u64,
             })?;
             let count = (TOKENS / shortest.len().max(1)).clamp(1, rest.len());
             let (own, others) = rest.split_at(count);
@@ -85,6 +90,7 @@ impl<'a> Climb<'a> {
             site: state_site(solve.place),
             parts,
             facts: edits.len(),
+            contexts,
         })
     }
 
@@ -119,9 +125,29 @@ impl<'a> Climb<'a> {
             states.push(doubles(pass.read(1)?).map_err(Error::torch(ACTION))?);
             order.extend(part.edits.iter().map(|edit| index(*edit)));
         }
+        let keys = columns(&keys, &order).map_err(Error::torch(ACTION))?;
+        let states = columns(&states, &order).map_err(Error::torch(ACTION))?;
+        self.standing(&keys, &states).map_err(Error::torch(ACTION))
+    }
+
+    fn standing(
+        &self,
+        keys: &Tensor,
+        states: &Tensor,
+    ) -> std::result::Result<Standing, tch::TchError> {
+        let (facts, contexts) = (index(self.facts), index(self.contexts));
+        let around = match self.contexts {
+            0 => None,
+            _ => {
+                let rows = keys.f_narrow(1, facts, facts * contexts)?;
+                let of_facts = rows.f_reshape([-1, facts, contexts])?;
+                Some(of_facts.f_mean_dim([2_i64].as_slice(), false, Kind::Double)?)
+            }
+        };
         Ok(Standing {
-            keys: columns(&keys, &order).map_err(Error::torch(ACTION))?,
-            states: columns(&states, &order).map_err(Error::torch(ACTION))?,
+            keys: keys.f_narrow(1, 0, facts)?.f_contiguous()?,
+            states: states.f_narrow(1, 0, facts)?.f_contiguous()?,
+            around,
         })
     }
 

@@ -5,6 +5,8 @@
 //! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
 
 mod batch;
+mod bundle;
+mod calendar;
 mod context;
 mod corpus;
 #[cfg(test)]
@@ -18,13 +20,16 @@ mod fact;
 #[cfg(test)]
 mod fuzz;
 mod joint;
+mod kept;
 mod key;
 mod ledger;
+mod locate;
 mod moment;
 mod nullspace;
 mod pace;
 mod patch;
 mod plan;
+mod probes;
 mod register;
 mod rows;
 mod settings;
@@ -35,12 +40,15 @@ mod value;
 
 pub use addenda_disk::{Disk, Fault, Faults, IoPoint};
 pub use batch::{Planned, Request};
+pub use bundle::{PatchFile, PatchKind, inspect_patch};
+pub use calendar::{Clock, PlannedTurn};
 pub use corpus::Corpus;
 pub use editor::{Editor, EditorOptions, Opening, SNAPSHOT_EVERY};
 pub use error::{Error, Result};
 pub use evaluate::Figures;
 pub use fact::{Fact, FactId, MAX_BYTES, MAX_PROBES, MAX_REQUEST_ID, PLACEHOLDER};
 pub use ledger::inspect_ledger;
+pub use locate::{Effects, Located, ROLES, Restored, Tracing};
 pub use pace::{Pace, Phase, Progress};
 pub use patch::Patch;
 pub use plan::PlannedRetirement;

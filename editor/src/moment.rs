@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::tokenizer::Tokenizer;
@@ -19,6 +20,7 @@ use tch::{Device, Kind, Tensor};
 use crate::corpus::Corpus;
 use crate::digest::{Canonical, as_hex, hex};
 use crate::error::{Error, Result};
+use crate::kept::Kept;
 use crate::pace::{Pace, Phase, Progress};
 use crate::rows::{doubles, floats, index, padded};
 use crate::settings::MomentSettings;
@@ -88,6 +90,41 @@ impl MomentStore {
             .bytes(&spec.digest());
         self.dir
             .join(format!("{}.safetensors", hex(&canonical.finish())))
+    }
+
+    /// Where a measurement that was broken off is kept, until it is done.
+    pub(crate) fn partial(
+        &self,
+        kind: Kind,
+        layers: &[usize],
+        (spec, batch): (&MomentSpec, usize),
+    ) -> PathBuf {
+        let mut canonical = Canonical::new("addenda 2026-01 partial moment address");
+        canonical
+            .bytes(&self.fingerprint)
+            .text(&format!("{kind:?}"))
+            .bytes(&spec.digest())
+            .number(batch as u64);
+        for layer in layers {
+            canonical.number(*layer as u64);
+        }
+        let name = format!("{}.partial.safetensors", hex(&canonical.finish()));
+        self.dir.join(name)
+    }
+
+    /// Where the null-space projection of a layer is kept; `share` in thousandths.
+    pub(crate) fn projection(
+        &self,
+        kind: Kind,
+        layer: usize,
+        (spec, share): (&MomentSpec, u32),
+    ) -> PathBuf {
+        let mut canonical = Canonical::new("addenda 2026-01 projection address");
+        canonical
+            .text(&self.path(kind, layer, spec).display().to_string())
+            .number(u64::from(share));
+        let name = format!("{}.projection.safetensors", hex(&canonical.finish()));
+        self.dir.join(name)
     }
 
     pub(crate) fn contains(&self, kind: Kind, layer: usize, spec: &MomentSpec) -> bool {
@@ -161,7 +198,7 @@ fn numbers_digest(numbers: &[u8], tokens: u64) -> [u8; 32] {
     canonical.finish()
 }
 
-fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn write_durably(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let partial = path.with_extension(format!("partial-{}", std::process::id()));
     let mut file = File::create(&partial)?;
     file.write_all(bytes)?;
@@ -198,29 +235,42 @@ fn parse(bytes: &[u8], width: usize) -> std::result::Result<Moment, String> {
     Ok(Moment { c, tokens })
 }
 
-/// Measures C of the given layers on the base weights.
+/// How much work a crash may cost: sums are kept that often. Where the work is asked to stop they are kept at once.
+const KEPT_EVERY: Duration = Duration::from_secs(60);
+
+/// Measures C of the given layers on the base weights, going on where an earlier measurement was broken off.
 ///
-/// Runs the layers up to the last one named, over windows of the text. Sums in f64.
+/// Runs the layers up to the last one named, over windows of the text. Sums in f64; broken off or not, they are the same
+/// to the bit, since a batch is summed whole.
 pub(crate) fn measure(
-    model: &Transformer,
-    tokenizer: &Tokenizer,
-    corpus: &Corpus,
-    settings: &MomentSettings,
+    (model, tokenizer): (&Transformer, &Tokenizer),
+    (corpus, settings): (&Corpus, &MomentSettings),
     layers: &[usize],
+    partial: &Path,
     pace: &mut Pace<'_>,
 ) -> Result<BTreeMap<usize, Moment>> {
     let windows = windows(tokenizer, corpus, settings)?;
     let total = (windows.len() * settings.window) as u64;
     let top = layers.iter().copied().max().unwrap_or(0);
     let base = Overlay::base();
-    let mut sums: BTreeMap<usize, Tensor> = BTreeMap::new();
-    let (mut keys, mut done) = (0u64, 0u64);
-    for batch in windows.chunks(settings.batch) {
-        pace(Progress {
+    let Sums {
+        mut sums,
+        mut keys,
+        batches,
+    } = Sums::load(partial, layers);
+    let mut done = (batches * settings.batch * settings.window) as u64;
+    let mut kept = Instant::now();
+    for (number, batch) in windows.chunks(settings.batch).enumerate().skip(batches) {
+        let paced = pace(Progress {
             phase: Phase::Moment,
             done,
             total,
-        })?;
+        });
+        if (paced.is_err() && number > batches) || kept.elapsed() >= KEPT_EVERY {
+            Sums::save(partial, &sums, keys, number)?;
+            kept = Instant::now();
+        }
+        paced?;
         let _no_grad = NoGrad::new();
         let at: Vec<(i64, i64)> = (0..index(batch.len()))
             .flat_map(|row| (1..index(settings.window)).map(move |token| (row, token)))
@@ -254,6 +304,54 @@ pub(crate) fn measure(
             Ok((layer, Moment { c, tokens: keys }))
         })
         .collect()
+}
+
+/// What was summed before the measurement was broken off.
+#[derive(Default)]
+struct Sums {
+    /// Σ k kᵀ by layer, f64.
+    sums: BTreeMap<usize, Tensor>,
+    keys: u64,
+    /// Batches that are in it.
+    batches: usize,
+}
+
+impl Sums {
+    fn save(path: &Path, sums: &BTreeMap<usize, Tensor>, keys: u64, batches: usize) -> Result<()> {
+        let matrices = sums
+            .iter()
+            .map(|(layer, sum)| (layer.to_string(), sum.shallow_clone()));
+        let kept = Kept {
+            matrices: matrices.collect(),
+            about: HashMap::from([
+                ("keys".to_owned(), keys.to_string()),
+                ("batches".to_owned(), batches.to_string()),
+            ]),
+        };
+        kept.save(path)
+    }
+
+    /// Nothing where there is nothing that can be gone on from: then the measurement begins anew.
+    fn load(path: &Path, layers: &[usize]) -> Self {
+        let kept = Kept::load(path).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the second moment is measured from the beginning");
+            None
+        });
+        let read = || {
+            let kept = kept?;
+            let matrices = kept
+                .matrices
+                .iter()
+                .map(|(name, sum)| Some((name.parse::<usize>().ok()?, sum.shallow_clone())));
+            let sums: BTreeMap<usize, Tensor> = matrices.collect::<Option<_>>()?;
+            sums.keys().eq(layers).then_some(Self {
+                keys: kept.number("keys")?,
+                batches: kept.number("batches")?,
+                sums,
+            })
+        };
+        read().unwrap_or_default()
+    }
 }
 
 /// Adds Σ k kᵀ of `keys` `[n, f]`: the products of a batch in f32, the sum of batches in f64.
@@ -318,7 +416,9 @@ mod tests {
 
     use tch::{Kind, Tensor};
 
-    use super::{Moment, MomentSpec, MomentStore};
+    use std::collections::BTreeMap;
+
+    use super::{Moment, MomentSpec, MomentStore, Sums};
     use crate::error::Error;
 
     fn spec(tokens: usize) -> MomentSpec {
@@ -354,6 +454,24 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn sums_of_a_broken_measurement_are_gone_on_with_for_the_same_layers_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("some.partial.safetensors");
+        let sum = Tensor::rand([3, 3], (Kind::Double, tch::Device::Cpu));
+        let sums = BTreeMap::from([(2, sum.shallow_clone()), (11, sum.shallow_clone() * 2.0)]);
+        Sums::save(&path, &sums, 90, 7).unwrap();
+        let again = Sums::load(&path, &[2, 11]);
+        assert_eq!((again.keys, again.batches), (90, 7));
+        assert_eq!(again.sums[&2], sum);
+        assert_eq!(Sums::load(&path, &[2]).batches, 0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(Sums::load(&path, &[2, 11]).batches, 0);
     }
 
     #[test]

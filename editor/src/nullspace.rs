@@ -4,10 +4,15 @@
 //! the trace: a rule relative to C, since an absolute bound on eigenvalues (0.02 in the paper) means something else in
 //! every layer. What is stored is the complement, which is small: P x = x − Q (Qᵀ x). Invariant: Qᵀ Q = I.
 
+use std::collections::HashMap;
+use std::path::Path;
+
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::kept::Kept;
 use crate::moment::Moment;
+use crate::rows::index;
 
 const ACTION: &str = "finding the null space of the second moment";
 
@@ -50,6 +55,33 @@ impl Projection {
                 .map_err(Error::torch(ACTION))?,
             energy,
         })
+    }
+
+    /// What was kept; none if it was never made.
+    pub(crate) fn load(path: &Path, width: usize) -> Result<Option<Self>> {
+        let Some(kept) = Kept::load(path)? else {
+            return Ok(None);
+        };
+        let energy = kept.number("energy");
+        let used = kept.matrices.into_iter().next().map(|(_, used)| used);
+        match (used, energy) {
+            (Some(used), Some(energy)) if used.size().first() == Some(&index(width)) => {
+                Ok(Some(Self { used, energy }))
+            }
+            _ => Err(Error::DamagedMoment {
+                path: path.to_path_buf(),
+                problem: format!("it is no projection of {width} directions"),
+            }),
+        }
+    }
+
+    /// Keeps it: the eigenvectors of a wide layer take minutes to find.
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        let kept = Kept {
+            matrices: vec![("protected".to_owned(), self.used.shallow_clone())],
+            about: HashMap::from([("energy".to_owned(), self.energy.to_string())]),
+        };
+        kept.save(path)
     }
 
     /// P x, f64 `[f, m]`.

@@ -22,6 +22,10 @@ pub struct Progress {
 pub enum Phase {
     /// Measuring the second moment of the keys; units are tokens.
     Moment,
+    /// Finding the directions that an edit may not touch; units are layers.
+    Projection,
+    /// Tracing what facts hang on; units are layers, of every fact.
+    Trace,
     /// Sampling contexts; units are tokens of each.
     Contexts,
     /// Seeking the wanted state; units are optimiser steps.
@@ -38,6 +42,8 @@ impl std::fmt::Display for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Moment => "measuring the second moment",
+            Self::Projection => "finding the null space",
+            Self::Trace => "tracing facts",
             Self::Contexts => "sampling contexts",
             Self::Value => "seeking the wanted state",
             Self::Keys => "measuring keys",

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use addenda_model::{Overlay, Transformer};
 use tch::{Kind, Tensor};
 
+use crate::bundle::PatchKind;
 use crate::digest::Canonical;
 use crate::error::{Error, Result};
 use crate::rows::floats;
@@ -42,6 +43,22 @@ impl Patch {
             unmet: solution.unmet,
             condition,
         })
+    }
+
+    /// What it is made of. Every patch that is installed is made of facts, so far.
+    #[must_use]
+    pub fn kind(&self) -> PatchKind {
+        PatchKind::Facts
+    }
+
+    /// f32 `[d, m]`; ΔW = left · rightᵀ.
+    pub(crate) fn left(&self) -> &Tensor {
+        &self.left
+    }
+
+    /// f32 `[f, m]`.
+    pub(crate) fn right(&self) -> &Tensor {
+        &self.right
     }
 
     /// The layer whose down-projection it changes, from 0.

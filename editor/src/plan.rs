@@ -2,9 +2,10 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_model::{Overlay, Transformer};
+use addenda_model::{ChatTemplate, Overlay, Transformer};
 use tch::Kind;
 
 use crate::batch::Request;
@@ -15,7 +16,9 @@ use crate::evaluate::{Before, Figures, Meter, Questions, Under};
 use crate::fact::{Fact, FactId};
 use crate::joint::{Desk, Solver};
 use crate::pace::Pace;
+
 use crate::patch::{Patch, overlay};
+use crate::probes::Probed;
 use crate::register::Register;
 use crate::settings::{Method, Settings, SolveSettings};
 use crate::subject::PromptTokens;
@@ -34,6 +37,8 @@ const REMEMBERED: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Novelty {
     pub(crate) fact: Fact,
+    /// Its day is yet to come: the weights that it was measured under are not kept.
+    pub(crate) waits: bool,
     pub(crate) request_id: String,
     pub(crate) supersedes: Option<FactId>,
     pub(crate) edit: Edit,
@@ -70,6 +75,7 @@ pub struct PlannedRetirement {
 impl Draft {
     fn novelty(self, figures: Figures, seconds: f64) -> Novelty {
         Novelty {
+            waits: false,
             fact: self.request.fact,
             request_id: self.request.request_id,
             supersedes: self.supersedes,
@@ -85,6 +91,13 @@ type Texts = (Questions, Vec<PromptTokens>, PromptTokens);
 
 /// A request with its texts and what the model says before it is edited.
 type Asked = (usize, Request, Texts, Before);
+
+/// The active fact that asks the same, and so has to leave.
+fn rival(register: &Register, fact: &Fact) -> Option<FactId> {
+    let mut active = register.active_facts();
+    let found = active.find(|(_, other)| other.asks_the_same(fact));
+    found.map(|(id, _)| id)
+}
 
 /// The methods that are asked for, each once.
 fn methods<'a>(requests: impl IntoIterator<Item = &'a Request>) -> Vec<Option<Method>> {
@@ -111,6 +124,8 @@ pub(crate) struct Planner {
     pub(crate) settings: Settings,
     pub(crate) solver: Solver,
     pub(crate) fingerprint: [u8; 32],
+    /// How the model is spoken to in a chat, where it can be.
+    pub(crate) chat: Option<Arc<ChatTemplate>>,
     contexts: OnceCell<Vec<String>>,
     perplexities: RefCell<BTreeMap<[u8; 32], f64>>,
 }
@@ -121,6 +136,7 @@ impl Planner {
             settings,
             solver,
             fingerprint,
+            chat: None,
             contexts: OnceCell::new(),
             perplexities: RefCell::default(),
         }
@@ -144,11 +160,54 @@ impl Planner {
         head: [u8; 32],
         pace: &mut Pace<'_>,
     ) -> Result<Batch> {
-        let (begun, count) = (Instant::now(), requests.len());
+        let begun = Instant::now();
         for method in methods(requests.iter().map(|(_, request)| request)) {
             self.solver.prepare(desk, &self.recipe(method), pace)?;
         }
-        let (mut drafts, mut answers) = self.drafts(desk, register, requests, pace)?;
+        let (drafts, answers) = self.drafts(desk, register, requests, pace)?;
+        self.settle(desk, register, (drafts, answers), (begun, head), pace)
+    }
+
+    /// Works out additions whose edits are known already.
+    pub(crate) fn adopt(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        requests: Vec<(usize, Request, Edit)>,
+        head: [u8; 32],
+        pace: &mut Pace<'_>,
+    ) -> Result<Batch> {
+        let begun = Instant::now();
+        let mut questions = Vec::new();
+        for (_, request, _) in &requests {
+            questions.push(self.questions(desk, &request.fact)?);
+        }
+        let asked: Vec<&Questions> = questions.iter().collect();
+        let before = self.meter(desk, Under::Served).before(&asked)?;
+        let known = requests.into_iter().zip(questions).zip(before);
+        let drafts = known.map(|(((place, request, edit), questions), before)| Draft {
+            place,
+            id: request.fact.id(),
+            supersedes: rival(register, &request.fact),
+            request,
+            questions,
+            before,
+            edit,
+        });
+        let drafts = drafts.collect();
+        self.settle(desk, register, (drafts, Vec::new()), (begun, head), pace)
+    }
+
+    /// From edits to weights that meet their bars.
+    fn settle(
+        &self,
+        desk: Desk<'_>,
+        register: &Register,
+        (mut drafts, mut answers): (Vec<Draft>, Vec<(usize, Result<Novelty>)>),
+        (begun, head): (Instant, [u8; 32]),
+        pace: &mut Pace<'_>,
+    ) -> Result<Batch> {
+        let count = drafts.len() + answers.len();
         let mut weights = None;
         for round in 0.. {
             if drafts.is_empty() {
@@ -259,16 +318,16 @@ impl Planner {
         for ((place, request, (questions, prompts, essence), before), sought) in
             asked.into_iter().zip(found)
         {
-            let supersedes = register
-                .active_facts()
-                .find(|(_, other)| other.asks_the_same(&request.fact))
-                .map(|(id, _)| id);
-            let bare = prompts.into_iter().next().unwrap_or(essence);
+            let supersedes = rival(register, &request.fact);
             let draft = sought.map(|sought| Draft {
                 place,
                 id: request.fact.id(),
                 supersedes,
-                edit: self.edit(bare, recipe.clone(), sought),
+                edit: self.edit(
+                    prompts.split_first().unwrap_or((&essence, &[])),
+                    recipe.clone(),
+                    sought,
+                ),
                 request,
                 questions,
                 before,
@@ -341,13 +400,21 @@ impl Planner {
         head: [u8; 32],
         pace: &mut Pace<'_>,
     ) -> Result<Weights> {
-        let edits: BTreeMap<FactId, &Edit> = register
-            .active()
-            .iter()
-            .filter(|(id, _)| !gone.contains(id))
-            .map(|(id, edit)| (*id, edit))
-            .collect();
-        let patches = self.solver.patches(desk, &edits, pace)?;
+        let active = register.active().iter();
+        let left = active.filter(|(id, _)| !gone.contains(id));
+        let edits = left.map(|(id, edit)| (*id, edit)).collect();
+        self.with(desk, &edits, head, pace)
+    }
+
+    /// The weights of a set of edits.
+    pub(crate) fn with(
+        &self,
+        desk: Desk<'_>,
+        edits: &BTreeMap<FactId, &Edit>,
+        head: [u8; 32],
+        pace: &mut Pace<'_>,
+    ) -> Result<Weights> {
+        let patches = self.solver.patches(desk, edits, pace)?;
         Ok(Weights {
             head,
             overlay: overlay(desk.model, &patches)?,
@@ -356,7 +423,10 @@ impl Planner {
     }
 
     fn questions(&self, desk: Desk<'_>, fact: &Fact) -> Result<Questions> {
-        let questions = Questions::of(desk.tokenizer, fact)?;
+        let mut questions = Questions::of(desk.tokenizer, &self.probed(fact).fact)?;
+        if let Some(template) = &self.chat {
+            questions = questions.in_chat(desk.tokenizer, template, fact)?;
+        }
         if questions.target.len() > MAX_TARGET {
             let problem = format!("is {} tokens; {MAX_TARGET} at most", questions.target.len());
             return Err(Error::BadFact {
@@ -379,6 +449,14 @@ impl Planner {
             });
         }
         Ok(questions)
+    }
+
+    /// The fact with what it is probed with.
+    fn probed(&self, fact: &Fact) -> Probed {
+        match self.settings.bars.make_probes {
+            true => Probed::filled(fact),
+            false => Probed::as_given(fact),
+        }
     }
 
     /// The fact as tokens: its questions, its prompt in every context, and its essence.
@@ -422,11 +500,23 @@ impl Planner {
         value::seek(desk.study, problems, solve, &self.settings.value, pace)
     }
 
-    fn edit(&self, bare: PromptTokens, recipe: Recipe, sought: value::Sought) -> Edit {
+    /// `bare` and the prompt in contexts.
+    fn edit(
+        &self,
+        (bare, around): (&PromptTokens, &[PromptTokens]),
+        recipe: Recipe,
+        sought: value::Sought,
+    ) -> Edit {
+        let around = around.iter().take(recipe.solve.context_keys);
+        let upto = |prompt: &PromptTokens| {
+            let read = prompt.ids.get(..=prompt.subject_at);
+            read.unwrap_or(&prompt.ids).to_vec()
+        };
         Edit {
+            context_ids: around.map(upto).collect(),
             base: self.fingerprint,
             recipe,
-            prompt_ids: bare.ids,
+            prompt_ids: bare.ids.clone(),
             subject_at: bare.subject_at,
             value: self.settings.value.clone(),
             contexts: self.contexts.get().cloned().unwrap_or_default(),
@@ -465,10 +555,15 @@ impl Planner {
                 .chain(new.map(|draft| &draft.request.fact))
                 .filter(|fact| fact.subject == draft.request.fact.subject)
                 .collect();
+            let probed = self.probed(&draft.request.fact);
             let figures = Figures {
                 target_probability: after.target.mean.exp(),
                 target_probability_before: after.before,
                 target_is_top1: after.target.top1,
+                made_paraphrases: probed.made_paraphrases,
+                made_neighbours: probed.made_neighbours,
+                chat_probability: after.chat.map(|score| score.mean.exp()),
+                chat_is_top1: after.chat.map(|score| score.top1),
                 paraphrase: after.paraphrase,
                 locality: after.locality,
                 same_subject: edited.holding(&others)?,
@@ -505,10 +600,15 @@ impl Planner {
             .filter(|other| other.subject == fact.subject && !other.asks_the_same(fact))
             .collect();
         let perplexity_base = self.base_perplexity(desk, pace)?;
+        let probed = self.probed(fact);
         Ok(Figures {
             target_probability: after.target.mean.exp(),
             target_probability_before: after.before,
             target_is_top1: after.target.top1,
+            made_paraphrases: probed.made_paraphrases,
+            made_neighbours: probed.made_neighbours,
+            chat_probability: after.chat.map(|score| score.mean.exp()),
+            chat_is_top1: after.chat.map(|score| score.top1),
             paraphrase: after.paraphrase,
             locality: after.locality,
             same_subject: served.holding(&others)?,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::as_hex;
-use crate::entry::{Addition, Edit, Entry};
+use crate::entry::{Addition, Beginning, Edit, Entry};
 use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
 use crate::ledger::Frame;
@@ -24,6 +24,10 @@ pub enum FactState {
     Superseded,
     /// It was taken out.
     Retired,
+    /// Its day is yet to come.
+    Waiting,
+    /// Its time is over.
+    Expired,
 }
 
 /// A fact and its life. A fact that was added again shows its latest life.
@@ -83,6 +87,12 @@ pub enum Action {
     Superseded,
     /// A fact was taken out of the weights.
     Retired,
+    /// A fact was accepted whose day is yet to come.
+    Scheduled,
+    /// A fact came into the weights, for its day has come.
+    Began,
+    /// A fact left the weights, for its time is over.
+    Expired,
 }
 
 impl std::fmt::Display for Action {
@@ -91,6 +101,9 @@ impl std::fmt::Display for Action {
             Self::Added => "added",
             Self::Superseded => "superseded",
             Self::Retired => "retired",
+            Self::Scheduled => "scheduled",
+            Self::Began => "began",
+            Self::Expired => "expired",
         })
     }
 }
@@ -122,6 +135,8 @@ pub(crate) struct Register {
     order: BTreeMap<u64, FactId>,
     /// The active facts' edits, in canonical order.
     active: BTreeMap<FactId, Edit>,
+    /// The edits of facts whose day is yet to come.
+    waiting: BTreeMap<FactId, Edit>,
     /// Digests of the active edits, which the weights revision is made of.
     patches: BTreeSet<[u8; 32]>,
     requests: HashMap<String, Added>,
@@ -133,28 +148,30 @@ pub(crate) struct Register {
 pub(crate) struct Saved {
     records: Vec<FactRecord>,
     active: Vec<(FactId, Edit)>,
+    waiting: Vec<(FactId, Edit)>,
     requests: Vec<(String, Added)>,
     events: Vec<LedgerEvent>,
 }
 
 impl Register {
-    /// What [`Self::restore`] makes the same register of; the active edits' z beside it, in their order.
+    /// What [`Self::restore`] makes the same register of; beside it the edits' z, those of active facts first.
     pub(crate) fn save(&self) -> (Saved, Vec<Vec<f32>>) {
-        let active = self.active.iter().map(|(id, edit)| (*id, edit.clone()));
+        let edits = |edits: &BTreeMap<FactId, Edit>| {
+            edits.iter().map(|(id, edit)| (*id, edit.clone())).collect()
+        };
         let requests: BTreeMap<&String, &Added> = self.requests.iter().collect();
         let requests = requests.into_iter();
         let saved = Saved {
             records: self.records.values().cloned().collect(),
-            active: active.collect(),
+            active: edits(&self.active),
+            waiting: edits(&self.waiting),
             requests: requests
                 .map(|(id, added)| (id.clone(), added.clone()))
                 .collect(),
             events: self.events.clone(),
         };
-        (
-            saved,
-            self.active.values().map(|edit| edit.z.clone()).collect(),
-        )
+        let all = self.active.values().chain(self.waiting.values());
+        (saved, all.map(|edit| edit.z.clone()).collect())
     }
 
     /// The reverse of [`Self::save`]; the error says what does not fit.
@@ -163,18 +180,22 @@ impl Register {
         saved: Saved,
         values: Vec<Vec<f32>>,
     ) -> Result<Self, String> {
-        if saved.active.len() != values.len() {
-            return Err("an active edit has no z".to_owned());
+        if saved.active.len() + saved.waiting.len() != values.len() {
+            return Err("an edit has no z".to_owned());
         }
+        let mut values = values.into_iter();
         let mut register = Self::new(base);
         for record in saved.records {
             register.order.insert(record.sequence, record.id);
             register.records.insert(record.id, record);
         }
-        for ((id, edit), z) in saved.active.into_iter().zip(values) {
+        for ((id, edit), z) in saved.active.into_iter().zip(values.by_ref()) {
             let edit = Edit { z, ..edit };
             register.patches.insert(edit.digest(id));
             register.active.insert(id, edit);
+        }
+        for ((id, edit), z) in saved.waiting.into_iter().zip(values) {
+            register.waiting.insert(id, Edit { z, ..edit });
         }
         register.requests = saved.requests.into_iter().collect();
         register.events = saved.events;
@@ -187,6 +208,7 @@ impl Register {
             records: BTreeMap::new(),
             order: BTreeMap::new(),
             active: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             patches: BTreeSet::new(),
             requests: HashMap::new(),
             events: Vec::new(),
@@ -199,16 +221,21 @@ impl Register {
             Entry::Added(addition) => self.add(frame, *addition),
             Entry::Retired(retirement) => {
                 let id = retirement.fact_id;
-                self.end(id, FactState::Retired, retirement.at_ms)?;
-                self.tell(frame, Action::Retired, id, retirement.at_ms);
+                let (state, action) = match retirement.expired {
+                    true => (FactState::Expired, Action::Expired),
+                    false => (FactState::Retired, Action::Retired),
+                };
+                self.end(id, state, retirement.at_ms)?;
+                self.tell(frame, action, id, retirement.at_ms);
                 Ok(())
             }
+            Entry::Began(beginning) => self.begin(frame, &beginning),
         }
     }
 
     fn add(&mut self, frame: &Frame, addition: Addition) -> Result<(), String> {
         let id = addition.fact.id();
-        if self.active.contains_key(&id) {
+        if self.active.contains_key(&id) || self.waiting.contains_key(&id) {
             return Err(format!("it adds the fact {id}, which is active already"));
         }
         if let Some(old) = addition.supersedes {
@@ -222,12 +249,20 @@ impl Register {
             self.order.remove(&earlier.sequence);
         }
         self.order.insert(frame.sequence, id);
-        self.patches.insert(addition.edit.digest(id));
-        self.active.insert(id, addition.edit);
+        if addition.waits {
+            self.waiting.insert(id, addition.edit);
+        } else {
+            self.patches.insert(addition.edit.digest(id));
+            self.active.insert(id, addition.edit);
+        }
         if let Some(old) = addition.supersedes {
             self.tell(frame, Action::Superseded, old, addition.at_ms);
         }
-        self.tell(frame, Action::Added, id, addition.at_ms);
+        let action = match addition.waits {
+            true => Action::Scheduled,
+            false => Action::Added,
+        };
+        self.tell(frame, action, id, addition.at_ms);
         if !addition.request_id.is_empty() {
             let added = Added {
                 record,
@@ -240,12 +275,32 @@ impl Register {
         Ok(())
     }
 
+    fn begin(&mut self, frame: &Frame, beginning: &Beginning) -> Result<(), String> {
+        let (id, at_ms) = (beginning.fact_id, beginning.at_ms);
+        let edit = self.waiting.remove(&id);
+        let edit = edit.ok_or(format!("it begins the fact {id}, which does not wait"))?;
+        if let Some(old) = beginning.supersedes {
+            self.end(old, FactState::Superseded, at_ms)?;
+            if let Some(record) = self.records.get_mut(&old) {
+                record.superseded_by = Some(id);
+            }
+            self.tell(frame, Action::Superseded, old, at_ms);
+        }
+        self.patches.insert(edit.digest(id));
+        self.active.insert(id, edit);
+        if let Some(record) = self.records.get_mut(&id) {
+            record.state = FactState::Active;
+        }
+        self.tell(frame, Action::Began, id, at_ms);
+        Ok(())
+    }
+
     fn end(&mut self, id: FactId, state: FactState, at_ms: u64) -> Result<(), String> {
-        let edit = self
-            .active
-            .remove(&id)
-            .ok_or(format!("it ends the fact {id}, which is not active"))?;
-        self.patches.remove(&edit.digest(id));
+        match self.active.remove(&id) {
+            Some(edit) => drop(self.patches.remove(&edit.digest(id))),
+            None if self.waiting.remove(&id).is_some() => {}
+            None => return Err(format!("it ends the fact {id}, which is not active")),
+        }
         if let Some(record) = self.records.get_mut(&id) {
             record.state = state;
             record.ended_at_ms = Some(at_ms);
@@ -278,6 +333,16 @@ impl Register {
         &self.active
     }
 
+    /// The edits of facts whose day is yet to come.
+    pub(crate) fn waiting(&self) -> &BTreeMap<FactId, Edit> {
+        &self.waiting
+    }
+
+    /// Facts that are in the weights or will be, in order of adding.
+    pub(crate) fn living(&self) -> impl Iterator<Item = &FactRecord> {
+        self.list(false, 0)
+    }
+
     /// Active facts, in canonical order.
     pub(crate) fn active_facts(&self) -> impl Iterator<Item = (FactId, &Fact)> {
         self.active
@@ -298,7 +363,9 @@ impl Register {
         self.order
             .range(after.saturating_add(1)..)
             .filter_map(|(_, id)| self.records.get(id))
-            .filter(move |record| include_ended || record.state == FactState::Active)
+            .filter(move |record| {
+                include_ended || matches!(record.state, FactState::Active | FactState::Waiting)
+            })
     }
 
     /// Events of the frames behind `after`.
@@ -313,7 +380,10 @@ fn record(sequence: u64, addition: &Addition) -> FactRecord {
     FactRecord {
         id: addition.fact.id(),
         fact: addition.fact.clone(),
-        state: FactState::Active,
+        state: match addition.waits {
+            true => FactState::Waiting,
+            false => FactState::Active,
+        },
         figures: addition.figures,
         method: edit.recipe.solve.method,
         layers: edit.recipe.solve.layers.clone(),

@@ -90,6 +90,17 @@ pub struct SolveSettings {
     /// AlphaEdit: the share of C's trace, in thousandths, that the free directions may hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_energy: Option<u32>,
+    /// Sampled contexts whose mean key must bring the value about as well as the bare prompt's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context_keys: usize,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Where the methods differ; `settings.toml` says what each is.
@@ -101,6 +112,8 @@ pub struct OtherMethods {
     pub lambda: f64,
     pub alphaedit_ridge: f64,
     pub alphaedit_free_energy: u32,
+    #[serde(default)]
+    pub context_keys: usize,
 }
 
 /// The search for the wanted state; `settings.toml` says what each is.
@@ -115,6 +128,8 @@ pub struct ValueSettings {
     pub kl: f64,
     pub margin: f64,
     pub contexts: usize,
+    #[serde(default)]
+    pub contexts_a_step: usize,
     pub context_tokens: usize,
     pub seed: u64,
 }
@@ -140,6 +155,16 @@ pub struct Bars {
     pub locality: f64,
     pub perplexity: f64,
     pub perplexity_total: f64,
+    #[serde(default)]
+    pub chat_probability: f64,
+    #[serde(default = "yes")]
+    pub make_probes: bool,
+    #[serde(default)]
+    pub made_probes: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Bars {
@@ -225,6 +250,7 @@ impl Settings {
             },
             lambda: other.lambda,
             free_energy: None,
+            context_keys: other.context_keys,
         };
         let mut settings = Self {
             solve: several,
@@ -324,10 +350,12 @@ impl Settings {
             || self.value.steps > 1000
             || self.value.contexts > 64
             || self.value.context_tokens > 64
+            || self.solve.context_keys > self.value.contexts
         {
             return bad(
                 "value",
-                "needs 1 to 1000 steps, and at most 64 contexts of 64 tokens".to_owned(),
+                "needs 1 to 1000 steps, at most 64 contexts of 64 tokens, and as many as have keys"
+                    .to_owned(),
             );
         }
         if self.moment.window < 2
@@ -384,6 +412,11 @@ impl SolveSettings {
             .float(self.lambda);
         if let Some(share) = self.free_energy {
             canonical.number(u64::from(share));
+        }
+        if self.context_keys > 0 {
+            canonical
+                .text("context keys")
+                .number(self.context_keys as u64);
         }
         canonical.finish()
     }

@@ -35,7 +35,7 @@ pub(crate) struct Snapshot {
 struct Content {
     place: Place,
     register: Saved,
-    /// Length of each active edit's z, in the register's order.
+    /// Length of each edit's z, in the register's order.
     widths: Vec<usize>,
 }
 

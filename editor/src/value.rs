@@ -3,7 +3,8 @@
 //! δ is added there to the residual stream as it leaves the last edited layer (Meng et al. 2023), or, where a norm
 //! follows the MLP, to the down-projection's output, through that norm. Adam on
 //! `mean NLL(target) + kl · KL(base ‖ edited at "{subject} is a") + decay · ‖δ‖/‖h‖²`, with ‖δ‖ ≤ clamp · ‖h‖ after each
-//! step; the end is every token of the target winning by the margin in every context. Always on the base weights, so
+//! step; the end is every token of the target winning by the margin in every context. A step may ask some of the contexts
+//! only, in turn. Always on the base weights, so
 //! that z does not depend on what else was edited.
 //!
 //! Several facts are sought in one forward, each with its own δ; one that has found its z leaves the batch. Their
@@ -87,6 +88,7 @@ pub(crate) fn seek(
         let mut delta =
             Adam::new(&bench.states, settings.learning_rate).map_err(Error::torch(ACTION))?;
         let mut left = group.clone();
+        let mut rota = Rota::of(&members, settings);
         for step in 0..=settings.steps {
             pace(Progress {
                 phase: Phase::Value,
@@ -97,12 +99,17 @@ pub(crate) fn seek(
             let taken = if last {
                 None
             } else {
-                Some(tch::with_grad(|| bench.step(&delta.value, settings.kl))?)
+                let taken = match rota.turn(step) {
+                    None => tch::with_grad(|| bench.step(&delta.value, settings.kl))?,
+                    Some(turn) => {
+                        let part = bench.part(&turn)?;
+                        tch::with_grad(|| part.step(&delta.value, settings.kl))?
+                    }
+                };
+                rota.note(step, &taken.margins);
+                Some(taken)
             };
-            let ends = |row: usize| match &taken {
-                None => true,
-                Some(taken) => (taken.margins.get(row)).is_none_or(|m| *m >= settings.margin),
-            };
+            let ends = |row: usize| taken.is_none() || rota.margin(row) >= settings.margin;
             let (done, rest): (Vec<usize>, Vec<usize>) =
                 (0..left.len()).partition(|row| ends(*row));
             for row in done {
@@ -122,6 +129,7 @@ pub(crate) fn seek(
                     .filter_map(|row| left.get(*row).copied())
                     .collect();
                 bench.keep(&rest)?;
+                rota.keep(&rest);
                 gradient = tch::Tensor::f_from_slice(&rows)
                     .and_then(|rows| rows.f_to_device(gradient.device()))
                     .and_then(|rows| {
@@ -141,6 +149,65 @@ pub(crate) fn seek(
         .into_iter()
         .map(|sought| sought.unwrap_or_else(nothing))
         .collect())
+}
+
+/// Whose turn it is: the bare prompt is asked at each step, and of its contexts some, in turn. Each step's gradient is
+/// then an estimate of that over all of them, for a part of the price; a fact is done when it last won in each.
+struct Rota {
+    contexts: usize,
+    each: usize,
+    /// Fact by fact and prompt by prompt, the margin when it was last asked.
+    margins: Vec<Vec<f64>>,
+}
+
+impl Rota {
+    fn of(problems: &[&Problem<'_>], settings: &ValueSettings) -> Self {
+        let prompts = problems.first().map_or(1, |problem| problem.prompts.len());
+        let contexts = prompts.saturating_sub(1);
+        let each = match settings.contexts_a_step {
+            0 => contexts,
+            each => each.min(contexts),
+        };
+        Self {
+            contexts,
+            each,
+            margins: vec![vec![f64::NEG_INFINITY; prompts]; problems.len()],
+        }
+    }
+
+    /// The prompts of a step; none if all are asked at each.
+    fn turn(&self, step: usize) -> Option<Vec<usize>> {
+        (self.each < self.contexts).then(|| {
+            let next = (0..self.each).map(|n| 1 + (step * self.each + n) % self.contexts);
+            std::iter::once(0).chain(next).collect()
+        })
+    }
+
+    fn note(&mut self, step: usize, margins: &[Vec<f64>]) {
+        let turn = self
+            .turn(step)
+            .unwrap_or_else(|| (0..=self.contexts).collect());
+        for (known, new) in self.margins.iter_mut().zip(margins) {
+            for (prompt, margin) in turn.iter().zip(new) {
+                if let Some(slot) = known.get_mut(*prompt) {
+                    *slot = *margin;
+                }
+            }
+        }
+    }
+
+    /// The least of a fact's margins.
+    fn margin(&self, fact: usize) -> f64 {
+        let margins = self.margins.get(fact).into_iter().flatten().copied();
+        margins.fold(f64::INFINITY, f64::min)
+    }
+
+    fn keep(&mut self, facts: &[usize]) {
+        let kept = facts
+            .iter()
+            .filter_map(|fact| self.margins.get(*fact).cloned());
+        self.margins = kept.collect();
+    }
 }
 
 /// Which problems go together: those whose ends are about equally long.

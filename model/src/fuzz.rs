@@ -181,7 +181,7 @@ fn what_the_corpus_holds_is_taken() {
 }
 
 #[test]
-#[ignore = "writes the corpus, which lies in git; `gguf` is written by the workspace's tests"]
+#[ignore = "writes the corpus, which lies in git; `gguf` was made once by a script"]
 fn the_corpus_is_what_the_encoders_write() {
     let unsealed = |bytes: Vec<u8>| {
         let length = u64::from_le_bytes(*bytes.first_chunk().unwrap());

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::meter::{Marks, Score};
+use super::records::Record;
 
 /// Records are compared with themselves before any edit.
 pub(crate) struct Summary<'a> {
@@ -55,6 +56,22 @@ impl Summary<'_> {
             _ => Map::new(),
         }
     }
+}
+
+/// One line of JSON for each record: who wins at each of its three prompts, before and after.
+pub(crate) fn details(records: &[Record], before: &[Marks], after: &[Marks]) -> String {
+    let ahead = |[new, truth]: &[Score; 2]| truth.nll - new.nll;
+    let both = records.iter().zip(before.iter().zip(after));
+    let lines = both.map(|(record, (then, now))| {
+        let line = json!({
+            "prompt": record.prompt, "target": record.target_new,
+            "efficacy": [ahead(&then.prompt), ahead(&now.prompt)],
+            "paraphrase": [ahead(&then.paraphrase), ahead(&now.paraphrase)],
+            "locality": [-ahead(&then.neighbour), -ahead(&now.neighbour)],
+        });
+        format!("{line}\n")
+    });
+    lines.collect()
 }
 
 /// The share of hits; none of none.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use addenda_model::catalogue::{self, FetchProgress};
-use addenda_proto::addenda::v1::{InfoRequest, InfoResponse};
+use addenda_proto::addenda::v1::{InfoRequest, InfoResponse, PrepareRequest};
 use clap::Subcommand;
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -12,9 +12,12 @@ use serde_json::json;
 use super::client::{Client, block_on};
 use super::console::Console;
 use super::error::Result;
+use super::job::finish;
 use super::table::{fields, table};
 use super::text::{grouped, utc};
 use crate::config::{Config, format_bytes};
+
+mod locate;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
@@ -22,6 +25,16 @@ pub(crate) enum ModelCommand {
     Info,
     /// List the models of the catalogue, and whether they are here
     List,
+    /// Measure ahead what edits need of the served model, so that the first fact need not wait for it; goes on where it
+    /// was stopped, and is done once for each model
+    Prepare {
+        /// memit, rome, alphaedit, all, or what the daemon takes for its model
+        #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = ["auto", "memit", "rome", "alphaedit", "all"])]
+        method: String,
+    },
+    /// Find the layers that carry facts, by causal tracing over facts that the model knows, and show what was found;
+    /// without --known, show what was found last
+    Locate(locate::LocateArgs),
     /// Bring models into the cache directory; what is here already is left as it is
     Fetch {
         /// Names of the catalogue, or OWNER/NAME of a Hugging Face repository
@@ -35,6 +48,8 @@ impl ModelCommand {
         match self {
             Self::Info => block_on(info(&config.connect, console))?,
             Self::List => list(&config.cache_dir, console)?,
+            Self::Locate(args) => block_on(args.run(&config.connect, console))?,
+            Self::Prepare { method } => block_on(prepare(&config.connect, method, console))?,
             Self::Fetch { names } => {
                 for name in names {
                     fetch(&name, &config.cache_dir, console)?;
@@ -116,6 +131,24 @@ fn list(cache_dir: &Path, console: &mut Console) -> Result<()> {
         return Ok(());
     }
     console.rows(rows)
+}
+
+async fn prepare(connect: &str, method: String, console: &mut Console) -> Result<()> {
+    let client = Client::connect(connect).await?;
+    let job = client
+        .knowledge()
+        .prepare(PrepareRequest { method })
+        .await?
+        .into_inner();
+    let words = (
+        "the model is not prepared",
+        "it was cancelled; the same command goes on where it stood",
+    );
+    finish(&client, job.id, words, console).await?;
+    if console.json() {
+        return console.line(&json!({ "prepared": true }).to_string());
+    }
+    console.line("The model is prepared for edits.")
 }
 
 async fn info(connect: &str, console: &mut Console) -> Result<()> {

@@ -77,6 +77,39 @@ pub(crate) fn utc(at_ms: u64) -> String {
     )
 }
 
+/// A time of the wire from UTC: `2025-03-09`, `2025-03-09 14:05`, `2025-03-09T14:05:00Z`.
+///
+/// # Errors
+/// What is wrong with it, as a sentence.
+pub(crate) fn parse_utc(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no time such as 2025-03-09 or 2025-03-09T14:05:00Z");
+    let (date, time) = match text.split_once(['T', ' ']) {
+        Some((date, time)) => (date, time.trim_end_matches('Z')),
+        None => (text, "00:00"),
+    };
+    let numbers = |text: &str, by: char| -> Option<Vec<u64>> {
+        text.split(by).map(|part| part.parse().ok()).collect()
+    };
+    let date = numbers(date, '-').ok_or_else(wrong)?;
+    let time = numbers(time, ':').ok_or_else(wrong)?;
+    let (&[year, month, day], &[hour, minute, ref second @ ..]) = (&*date, &*time) else {
+        return Err(wrong());
+    };
+    let second = match second {
+        [] => 0,
+        [second] => *second,
+        _ => return Err(wrong()),
+    };
+    if !(1970..=9999).contains(&year) || hour > 23 || minute > 59 || second > 59 {
+        return Err(wrong());
+    }
+    // The day of the year's first March, plus the days before it, found by trying: months have 28 to 31 days.
+    let first = (year - 1970) * 365;
+    let days = (first..first + 2900).find(|days| civil(*days) == (year, month, day));
+    let days = days.ok_or_else(wrong)?;
+    Ok((days * 86_400 + hour * 3600 + minute * 60 + second) * 1000)
+}
+
 /// Year, month and day of a day since 1970-01-01, in the Gregorian calendar; the year begins in
 /// March inside, so that the leap day is its last.
 fn civil(days: u64) -> (u64, u64, u64) {
@@ -97,7 +130,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{count, first_line, grouped, utc};
+    use super::{count, first_line, grouped, parse_utc, utc};
 
     #[test]
     fn times_are_right_around_leap_days_and_the_ends_of_years() {
@@ -107,6 +140,29 @@ mod tests {
         assert_eq!(utc(951_868_800_000), "2000-03-01 00:00:00Z");
         assert_eq!(utc(4_102_444_799_000), "2099-12-31 23:59:59Z");
         assert_eq!(utc(4_107_542_400_000), "2100-03-01 00:00:00Z");
+    }
+
+    #[test]
+    fn times_are_read_as_they_are_shown() {
+        for text in [
+            "2000-02-29 23:59:59Z",
+            "2099-12-31 00:00:00Z",
+            "1970-01-02 00:00:01Z",
+        ] {
+            assert_eq!(parse_utc(text).map(utc), Ok(text.to_owned()));
+        }
+        assert_eq!(parse_utc("2000-03-01"), Ok(951_868_800_000));
+        assert_eq!(parse_utc("2000-03-01T00:00"), Ok(951_868_800_000));
+        for text in [
+            "",
+            "2001-02-29",
+            "2000-13-01",
+            "2000-03-01 24:00",
+            "now",
+            "2000-03",
+        ] {
+            assert!(parse_utc(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //! Owns the messages between the gRPC side and the engine's thread. Every command has a channel
 //! for its answer; a command that is refused still answers.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use addenda_cache::PacketId;
-use addenda_editor::{Added, Editor, FactId, FactRecord, Figures, Request};
+use addenda_editor::{
+    Added, Editor, Fact, FactId, FactRecord, Figures, Located, Method, Request, Tracing,
+};
 use addenda_model::{Adapter, Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -343,10 +346,33 @@ pub(crate) enum Edit {
         job: JobHandle,
         reply: oneshot::Sender<Result<Vec<Result<Added>>>>,
     },
+    /// Add the facts of a patch file; the answers are in its order.
+    Import {
+        file: Vec<u8>,
+        job: JobHandle,
+        reply: oneshot::Sender<Result<Vec<Result<Added>>>>,
+    },
+    /// Measure ahead what a method needs; the answer is of how many layers.
+    Prepare {
+        method: Option<Method>,
+        job: Arc<JobHandle>,
+        reply: oneshot::Sender<Result<usize>>,
+    },
+    /// Find the layers that carry these facts.
+    Locate {
+        facts: Vec<Fact>,
+        tracing: Tracing,
+        job: Arc<JobHandle>,
+        reply: oneshot::Sender<Result<Located>>,
+    },
     /// Retire a fact.
     Retire {
         id: FactId,
         reply: oneshot::Sender<Result<(FactRecord, Digest)>>,
+    },
+    /// Let come and go the facts whose dates say so; the answer is how many.
+    Turn {
+        reply: oneshot::Sender<Result<usize>>,
     },
     /// Measure an active fact again.
     Check {
@@ -426,12 +452,14 @@ impl Edit {
     /// Answers with an error instead of doing it.
     pub(crate) fn refuse(self, error: Error) {
         match self {
-            Self::Add { job, reply, .. } => {
+            Self::Add { job, reply, .. } | Self::Import { job, reply, .. } => {
                 let result = Err(error);
                 job.end(&result);
                 drop(reply.send(result));
             }
             Self::Retire { reply, .. } => drop(reply.send(Err(error))),
+            Self::Locate { reply, .. } => drop(reply.send(Err(error))),
+            Self::Turn { reply } | Self::Prepare { reply, .. } => drop(reply.send(Err(error))),
             Self::Check { reply, .. } => drop(reply.send(Err(error))),
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_editor::{Added, Editor, Error as EditorError, Pace, Progress};
+use addenda_editor::{Added, Editor, Error as EditorError, Pace, Planned, Progress};
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::digest::Digest;
@@ -81,14 +81,36 @@ impl Bench {
                         .editor
                         .plan_adds(&bench.model, &bench.tokenizer, requests, pace)
                 });
-                let added = planned.and_then(|planned| {
-                    self.commit(floor, |bench| {
-                        bench.editor.commit_adds(&mut bench.model, planned)
-                    })
-                });
-                let added = added.map(each);
-                end(job, &added);
+                let added = self.take(floor, job, planned);
                 drop(reply.send(added));
+            }
+            Edit::Import { file, job, reply } => {
+                let planned = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    (bench.editor).plan_import(&bench.model, &bench.tokenizer, &file, pace)
+                });
+                let added = self.take(floor, job, planned);
+                drop(reply.send(added));
+            }
+            Edit::Prepare { method, job, reply } => {
+                let layers = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    (bench.editor).prepare(&bench.model, &bench.tokenizer, method, pace)
+                });
+                // Its owner ends it, and must be the only one who holds it then.
+                drop(job);
+                drop(reply.send(layers));
+            }
+            Edit::Locate {
+                facts,
+                tracing,
+                job,
+                reply,
+            } => {
+                let located = self.plan(floor, &ticket, Some(&job), |bench, pace| {
+                    let (model, tokenizer) = (&bench.model, &bench.tokenizer);
+                    bench.editor.locate(model, tokenizer, &facts, tracing, pace)
+                });
+                drop(job);
+                drop(reply.send(located));
             }
             Edit::Retire { id, reply } => {
                 let planned = self.plan(floor, &ticket, None, |bench, pace| {
@@ -105,6 +127,18 @@ impl Bench {
                 let revision = self.under().revision;
                 drop(reply.send(record.map(|record| (record, revision))));
             }
+            Edit::Turn { reply } => {
+                let planned = self.plan(floor, &ticket, None, |bench, pace| {
+                    (bench.editor).plan_turn(&bench.model, &bench.tokenizer, pace)
+                });
+                let turned = planned.and_then(|planned| match planned {
+                    None => Ok(0),
+                    Some(planned) => self.commit(floor, |bench| {
+                        bench.editor.commit_turn(&mut bench.model, planned)
+                    }),
+                });
+                drop(reply.send(turned));
+            }
             Edit::Check { id, reply } => {
                 let figures = self.plan(floor, &ticket, None, |bench, pace| {
                     let figures = bench
@@ -115,6 +149,23 @@ impl Bench {
                 drop(reply.send(figures));
             }
         }
+    }
+
+    /// Commits additions and ends their job.
+    fn take(
+        &mut self,
+        floor: &mut Floor,
+        job: JobHandle,
+        planned: Result<Planned>,
+    ) -> Result<Vec<Result<Added>>> {
+        let added = planned.and_then(|planned| {
+            self.commit(floor, |bench| {
+                bench.editor.commit_adds(&mut bench.model, planned)
+            })
+        });
+        let added = added.map(each);
+        end(job, &added);
+        added
     }
 
     /// Works something out in small steps, between which others are served. Changes nothing.
@@ -154,7 +205,7 @@ impl Bench {
         floor: &mut Floor,
         work: impl FnOnce(&mut Self) -> addenda_editor::Result<T>,
     ) -> Result<T> {
-        let before = self.under();
+        let (before, length) = (self.under(), self.ledger_length());
         let result = guard(|| Ok(work(self)?));
         if let Err(error) = &result
             && is_half_way(error)
@@ -165,6 +216,9 @@ impl Bench {
         let under = self.under();
         if under.revision != before.revision {
             floor.weights_changed(&self.model, under, self.ledger_length());
+        } else if self.ledger_length() != length {
+            // A fact whose day is yet to come, or will not come any more.
+            floor.ledger_grew(self.ledger_length());
         }
         result
     }

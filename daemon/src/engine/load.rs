@@ -28,7 +28,7 @@ pub(crate) struct Loaded {
     pub(crate) model_path: PathBuf,
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) chat_template: Option<ChatTemplate>,
+    pub(crate) chat_template: Option<Arc<ChatTemplate>>,
     pub(crate) fingerprint: Digest,
     pub(crate) parameters: u64,
     pub(crate) kind: Kind,
@@ -61,7 +61,11 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
         seconds = started.elapsed().as_secs_f32(),
         "the model is loaded"
     );
-    let editor = open_editor(config, &mut model, &tokenizer, files.fingerprint)?;
+    let chat_template = files.chat_template.map(Arc::new);
+    let mut editor = open_editor(config, &mut model, &tokenizer, files.fingerprint)?;
+    if let Some(template) = &chat_template {
+        editor.set_chat(Arc::clone(template));
+    }
     let base = Digest(files.fingerprint);
     let adapters = Library::open(config.data_dir.join("adapters"), base)?;
     let worn = wear(config, &adapters, &model)?;
@@ -69,7 +73,7 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
         model_path: setup.model_path.clone(),
         config: model_config,
         tokenizer: Arc::clone(&tokenizer),
-        chat_template: files.chat_template,
+        chat_template,
         fingerprint: base,
         parameters: model.parameters(),
         kind,
@@ -170,7 +174,7 @@ fn open_editor(
         snapshot_every: SNAPSHOT_EVERY,
         disk: Disk::default(),
     };
-    let editor = Editor::open(options, model, tokenizer, &mut |progress| {
+    let mut editor = Editor::open(options, model, tokenizer, &mut |progress| {
         tracing::debug!(phase = %progress.phase, progress.done, progress.total, "replaying the ledger");
         Ok(())
     })?;
@@ -180,5 +184,10 @@ fn open_editor(
         active = opening.active,
         "the ledger is replayed"
     );
+    // What came or went while the daemon did not run does so before the first answer.
+    let turned = editor.turn(model, tokenizer, &mut |_| Ok(()))?;
+    if turned > 0 {
+        tracing::info!(facts = turned, "facts came or went by their dates");
+    }
     Ok(editor)
 }

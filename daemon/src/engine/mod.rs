@@ -115,7 +115,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         };
         let under = bench.under();
         let tokenizer = Arc::clone(&bench.tokenizer);
-        let template = loaded.chat_template.as_ref();
+        let template = loaded.chat_template.as_deref();
         let beginnings = prompt::beginnings(&bench.tokenizer, template).unwrap_or_default();
         state.send_modify(|state| {
             state.health = Health::Ready;

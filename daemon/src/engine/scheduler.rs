@@ -173,6 +173,11 @@ impl Floor {
         }
     }
 
+    /// Makes known that the ledger says more, and the weights are what they were.
+    pub(crate) fn ledger_grew(&self, ledger: u64) {
+        self.state.send_modify(|state| state.ledger = ledger);
+    }
+
     /// Takes no more work but consultations: the weights are in doubt.
     pub(crate) fn poison(&mut self, reason: String) {
         tracing::error!(%reason, "the weights are in doubt; every request is refused until a restart");

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::engine::command::{Command, Edit, Ticket};
 use crate::error::{Error, Result};
 use crate::grpc::status::status;
-use crate::grpc::{Daemon, check};
+use crate::grpc::{Daemon, check, locating, patches, preparing};
 use crate::limits;
 
 /// The service over the engine's editor.
@@ -30,6 +30,7 @@ const REPORTS: usize = 16;
 #[tonic::async_trait]
 impl Knowledge for KnowledgeService {
     type AddFactsStream = Reports<wire::AddFactsResponse>;
+    type ExportPatchStream = Reports<wire::PatchChunk>;
     type WatchLedgerStream = Reports<wire::LedgerEntry>;
 
     async fn add_fact(
@@ -138,6 +139,79 @@ impl Knowledge for KnowledgeService {
         }))
     }
 
+    async fn prepare(&self, request: Request<wire::PrepareRequest>) -> Answer<wire::JobRecord> {
+        let (_, ticket, _leave) = self.0.admit("Prepare", &request)?;
+        let methods = preparing::methods(&request.get_ref().method);
+        let methods = methods.map_err(|error| status(&error))?;
+        let job = preparing::begin(&self.0, ticket, methods);
+        Ok(Response::new(job))
+    }
+
+    async fn locate(&self, request: Request<wire::LocateRequest>) -> Answer<wire::JobRecord> {
+        let (_, ticket, _leave) = self.0.admit("Locate", &request)?;
+        let job = locating::begin(&self.0, ticket, request.into_inner());
+        job.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn get_location(
+        &self,
+        request: Request<wire::GetLocationRequest>,
+    ) -> Answer<wire::Location> {
+        let (_, ticket, _leave) = self.0.admit("GetLocation", &request)?;
+        let location = locating::kept(&self.0, &ticket).await;
+        location.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn list_patches(
+        &self,
+        request: Request<wire::ListPatchesRequest>,
+    ) -> Answer<wire::ListPatchesResponse> {
+        let (_, ticket, _leave) = self.0.admit("ListPatches", &request)?;
+        let list = patches::list(&self.0, &ticket);
+        list.await
+            .map(Response::new)
+            .map_err(|error| status(&error))
+    }
+
+    async fn export_patch(
+        &self,
+        request: Request<wire::ExportPatchRequest>,
+    ) -> Answer<Self::ExportPatchStream> {
+        let (_, ticket, leave) = self.0.admit("ExportPatch", &request)?;
+        let matrices = !request.get_ref().facts_only;
+        let file = patches::export(&self.0, &ticket, matrices).await;
+        let file = file.map_err(|error| status(&error))?;
+        let (chunks, stream) = mpsc::channel(REPORTS);
+        tokio::spawn(async move {
+            let _leave = leave;
+            for chunk in file.chunks(limits::PATCH_CHUNK) {
+                let data = chunk.to_vec();
+                if chunks.send(Ok(wire::PatchChunk { data })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn import_patch(
+        &self,
+        request: Request<Streaming<wire::PatchChunk>>,
+    ) -> Answer<wire::ImportPatchResponse> {
+        let (_, ticket, _leave) = self.0.admit("ImportPatch", &request)?;
+        let file = patches::gather(request.into_inner()).await?;
+        let answers = patches::import(&self.0, &ticket, file).await;
+        let answers = answers.map_err(|error| status(&error))?.into_iter();
+        let facts = answers.zip(0..).map(|(answer, index)| {
+            let answer = answer.map(|added| response(&added));
+            let result = Some(outcome(answer.map_err(|error| status(&error))));
+            wire::AddFactsResponse { index, result }
+        });
+        Ok(Response::new(wire::ImportPatchResponse {
+            facts: facts.collect(),
+        }))
+    }
+
     async fn watch_ledger(
         &self,
         request: Request<wire::WatchLedgerRequest>,
@@ -224,24 +298,25 @@ fn checked(request: wire::AddFactRequest) -> Result<addenda_editor::Request> {
         &request.request_id,
         addenda_editor::MAX_REQUEST_ID,
     )?;
-    let method =
-        match request.method.as_str() {
-            "" | "auto" => None,
-            name => Some(name.parse().map_err(|_| {
-                Error::invalid("method", "is none of auto, memit, rome and alphaedit")
-            })?),
-        };
+    let method = preparing::method(&request.method)?;
     Ok(addenda_editor::Request {
-        fact: Fact {
-            subject: fact.subject,
-            prompt: fact.prompt,
-            target: fact.target,
-            paraphrases: fact.paraphrases,
-            neighbours: fact.neighbours,
-        },
+        fact: stated(fact),
         request_id: request.request_id,
         method,
     })
+}
+
+/// A fact in the editor's terms.
+pub(crate) fn stated(fact: wire::Fact) -> Fact {
+    Fact {
+        subject: fact.subject,
+        prompt: fact.prompt,
+        target: fact.target,
+        paraphrases: fact.paraphrases,
+        neighbours: fact.neighbours,
+        valid_from_ms: (fact.valid_from_ms > 0).then_some(fact.valid_from_ms),
+        valid_until_ms: (fact.valid_until_ms > 0).then_some(fact.valid_until_ms),
+    }
 }
 
 /// One answer for each; what fails the batch as a whole is every one's answer.
@@ -386,6 +461,8 @@ fn record(fact: &FactRecord) -> wire::FactRecord {
         FactState::Active => wire::FactState::Active,
         FactState::Superseded => wire::FactState::Superseded,
         FactState::Retired => wire::FactState::Retired,
+        FactState::Waiting => wire::FactState::Waiting,
+        FactState::Expired => wire::FactState::Expired,
     };
     wire::FactRecord {
         id: fact.id.to_string(),
@@ -395,6 +472,8 @@ fn record(fact: &FactRecord) -> wire::FactRecord {
             target: fact.fact.target.clone(),
             paraphrases: fact.fact.paraphrases.clone(),
             neighbours: fact.fact.neighbours.clone(),
+            valid_from_ms: fact.fact.valid_from_ms.unwrap_or(0),
+            valid_until_ms: fact.fact.valid_until_ms.unwrap_or(0),
         }),
         state: state.into(),
         figures: Some(figures(&fact.figures)),
@@ -426,5 +505,9 @@ fn figures(figures: &Figures) -> wire::FactFigures {
         locality: figures.locality.map(|share| share as f32),
         perplexity_before: figures.perplexity_before as f32,
         perplexity_after: figures.perplexity_after as f32,
+        made_paraphrases: figures.made_paraphrases,
+        made_neighbours: figures.made_neighbours,
+        chat_probability: figures.chat_probability.map(|share| share as f32),
+        chat_is_top1: figures.chat_is_top1,
     }
 }

@@ -12,9 +12,12 @@ pub(crate) mod context;
 pub(crate) mod generation;
 pub(crate) mod jobs;
 pub(crate) mod knowledge;
-pub(crate) mod lookup;
+pub(crate) mod locating;
+mod lookup;
 pub(crate) mod mode;
 pub(crate) mod packets;
+mod patches;
+mod preparing;
 pub(crate) mod status;
 pub(crate) mod ticket;
 pub(crate) mod upkeep;
@@ -92,7 +95,7 @@ impl Daemon {
 
 impl Serving {
     pub(crate) fn template(&self) -> Option<&ChatTemplate> {
-        self.loaded.chat_template.as_ref()
+        self.loaded.chat_template.as_deref()
     }
 
     /// All that a measurement of `way` would depend on now.

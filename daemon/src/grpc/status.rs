@@ -66,10 +66,13 @@ fn of_editor(error: &EditorError) -> Code {
         EditorError::BadFact { .. }
         | EditorError::SubjectNotInPrompt { .. }
         | EditorError::Contradiction { .. }
+        | EditorError::BadPatch(_)
         | EditorError::RequestIdReused(_) => Code::InvalidArgument,
         EditorError::UnknownFact(_) => Code::NotFound,
         EditorError::NotActive(_)
         | EditorError::SaidAlready { .. }
+        | EditorError::OtherDates(_)
+        | EditorError::OtherBase { .. }
         | EditorError::Unsupported(_) => Code::FailedPrecondition,
         EditorError::BarsNotMet { .. } | EditorError::Stale => Code::Aborted,
         EditorError::Cancelled => Code::Cancelled,

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::key::state_site;
 use crate::rows::{index, padded, pick};
 use crate::settings::{Place, SolveSettings};
+use crate::subject::PromptTokens;
 
 type Torch<T> = std::result::Result<T, tch::TchError>;
 
@@ -31,40 +32,58 @@ pub(super) struct Bench<'a> {
     pub(super) states: Tensor,
 }
 
-/// Where one fact's logits are looked at; rows count from the fact's first, tokens from the ends' first.
+/// Where one fact's logits are looked at; tokens count from the ends' first.
+#[derive(Clone)]
 struct Asked {
-    /// (row, token) before each token of the target, context by context.
-    places: Vec<(i64, i64)>,
-    /// The target's tokens for those.
-    answers: Vec<i64>,
-    /// (row, token) of the essence's last.
-    essence: (i64, i64),
+    /// Of each prompt, its last token: the one before the target's first.
+    lasts: Vec<usize>,
+    /// The target's tokens.
+    target: Vec<i64>,
+    /// The essence's last token.
+    essence: usize,
     /// Tokens of the longest end.
     end: usize,
 }
 
-/// One step's gradient over δ `[n, d]`, and by how many nats each fact's weakest token beats the runner-up.
+/// One step's gradient over δ `[n, d]`; and, fact by fact and prompt by prompt, by how many nats the target's weakest
+/// token beats the runner-up.
 pub(super) struct Step {
     pub(super) gradient: Tensor,
-    pub(super) margins: Vec<f64>,
+    pub(super) margins: Vec<Vec<f64>>,
 }
 
 impl Asked {
     fn of(problem: &Problem<'_>) -> Self {
-        let mut places = Vec::new();
-        for (row, prompt) in problem.prompts.iter().enumerate() {
-            let last = prompt.ids.len() - 1 - prompt.subject_at;
-            places.extend((0..problem.target.len()).map(|n| (index(row), index(last + n))));
-        }
-        let target = problem.target.iter().map(|id| i64::from(*id));
-        let last = problem.essence.ids.len() - 1 - problem.essence.subject_at;
+        let last = |prompt: &PromptTokens| prompt.ids.len() - 1 - prompt.subject_at;
         Self {
-            answers: std::iter::repeat_n(target, problem.prompts.len())
-                .flatten()
-                .collect(),
-            places,
-            essence: (index(problem.prompts.len()), index(last)),
+            lasts: problem.prompts.iter().map(last).collect(),
+            target: problem.target.iter().map(|id| i64::from(*id)).collect(),
+            essence: last(problem.essence),
             end: problem.end(),
+        }
+    }
+
+    /// (row, token) before each token of the target, prompt by prompt; rows count from the fact's first.
+    fn places(&self) -> impl Iterator<Item = (i64, i64)> {
+        let rows = self.lasts.iter().enumerate();
+        rows.flat_map(|(row, last)| {
+            (0..self.target.len()).map(move |n| (index(row), index(last + n)))
+        })
+    }
+
+    /// The tokens that are the answers at those.
+    fn answers(&self) -> impl Iterator<Item = i64> {
+        (0..self.lasts.len()).flat_map(|_| self.target.iter().copied())
+    }
+
+    /// With some of its prompts only.
+    fn part(&self, prompts: &[usize]) -> Self {
+        let lasts = prompts
+            .iter()
+            .filter_map(|prompt| self.lasts.get(*prompt).copied());
+        Self {
+            lasts: lasts.collect(),
+            ..self.clone()
         }
     }
 }
@@ -151,6 +170,26 @@ impl<'a> Bench<'a> {
         Ok(bench)
     }
 
+    /// The same facts, asked in some of their prompts only.
+    pub(super) fn part(&self, prompts: &[usize]) -> Result<Self> {
+        let each = prompts.iter().copied().chain([self.rows - 1]);
+        let rows: Vec<i64> = (0..self.asked.len())
+            .flat_map(|fact| each.clone().map(move |row| index(fact * self.rows + row)))
+            .collect();
+        let end = self.asked.iter().map(|asked| asked.end).max().unwrap_or(0);
+        Ok(Self {
+            model: self.model,
+            base: Overlay::base(),
+            place: self.place,
+            layer: self.layer,
+            rows: prompts.len() + 1,
+            asked: self.asked.iter().map(|asked| asked.part(prompts)).collect(),
+            beginnings: self.beginnings.keep(&rows, end)?,
+            essence: self.essence.shallow_clone(),
+            states: self.states.shallow_clone(),
+        })
+    }
+
     /// Goes on with some of the facts, by their places among those there are.
     pub(super) fn keep(&mut self, facts: &[usize]) -> Result<()> {
         let rows: Vec<i64> = facts
@@ -212,13 +251,14 @@ impl<'a> Bench<'a> {
     fn places(&self) -> Vec<(i64, i64)> {
         let first = |fact: usize| index(fact * self.rows);
         let targets = self.asked.iter().enumerate().flat_map(|(fact, asked)| {
-            let places = asked.places.iter();
-            places.map(move |(row, token)| (first(fact) + row, *token))
+            let places = asked.places();
+            places.map(move |(row, token)| (first(fact) + row, token))
         });
-        let essences = self.asked.iter().enumerate().map(|(fact, asked)| {
-            let (row, token) = asked.essence;
-            (first(fact) + row, token)
-        });
+        let essences = self
+            .asked
+            .iter()
+            .enumerate()
+            .map(|(fact, asked)| (first(fact + 1) - 1, index(asked.essence)));
         targets.chain(essences).collect()
     }
 
@@ -235,12 +275,12 @@ impl<'a> Bench<'a> {
     /// The loss is the sum over facts, whose δ don't meet: each row of the gradient is that of its own fact's loss.
     fn backward(&self, delta: &Tensor, log_probabilities: &Tensor, kl: f64) -> Torch<Step> {
         let device = log_probabilities.device();
-        let answers: Vec<i64> = self.asked.iter().flat_map(|a| a.answers.clone()).collect();
-        let shares: Vec<f32> = self
-            .asked
-            .iter()
-            .flat_map(|a| std::iter::repeat_n(1.0 / a.answers.len() as f32, a.answers.len()))
-            .collect();
+        let answers: Vec<i64> = self.asked.iter().flat_map(Asked::answers).collect();
+        let shares = self.asked.iter().flat_map(|asked| {
+            let count = asked.lasts.len() * asked.target.len();
+            std::iter::repeat_n(1.0 / count as f32, count)
+        });
+        let shares: Vec<f32> = shares.collect();
         let (facts, count) = (index(self.asked.len()), index(answers.len()));
         let answers = Tensor::f_from_slice(&answers)?
             .f_to_device(device)?
@@ -265,9 +305,12 @@ impl<'a> Bench<'a> {
         let ahead = Vec::<f32>::try_from((chosen.f_detach()? - rivals).f_reshape([-1])?)?;
         let mut ahead = ahead.iter();
         let margins = self.asked.iter().map(|asked| {
-            let own = ahead.by_ref().take(asked.answers.len());
-            own.map(|ahead| f64::from(*ahead))
-                .fold(f64::INFINITY, f64::min)
+            let prompts = asked.lasts.iter().map(|_| {
+                let own = ahead.by_ref().take(asked.target.len());
+                own.map(|ahead| f64::from(*ahead))
+                    .fold(f64::INFINITY, f64::min)
+            });
+            prompts.collect()
         });
         Ok(Step {
             gradient,

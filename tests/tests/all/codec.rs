@@ -1,6 +1,7 @@
 //! Packets kept in 8 and 4 bits: how far they are from what was computed, how large they are, and
 //! what is refused.
 
+use crate::tiny;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -68,7 +69,7 @@ fn apart(a: &PacketKv, b: &PacketKv) -> [f64; 2] {
 }
 
 fn random(heads: i64, tokens: i64, head_dim: i64, seed: i64) -> Vec<Tensor> {
-    tch::manual_seed(seed);
+    let _seeded = tiny::seeded(seed);
     (0..4)
         .map(|_| Tensor::randn([heads, tokens, head_dim], (Kind::Float, Device::Cpu)))
         .collect()

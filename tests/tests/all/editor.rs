@@ -99,19 +99,19 @@ pub(crate) fn some_facts() -> Vec<Fact> {
 }
 
 /// An editor on a tiny model, in a folder that outlives it.
-struct Bench {
-    dir: PathBuf,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    editor: Editor,
+pub(crate) struct Bench {
+    pub(crate) dir: PathBuf,
+    pub(crate) model: Transformer,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) editor: Editor,
 }
 
 impl Bench {
-    fn open(dir: &Path) -> Self {
+    pub(crate) fn open(dir: &Path) -> Self {
         Self::of(dir, tiny_model(), lenient).unwrap()
     }
 
-    fn of(
+    pub(crate) fn of(
         dir: &Path,
         mut model: Transformer,
         settings: impl Fn(&Transformer) -> Settings,
@@ -126,11 +126,15 @@ impl Bench {
         })
     }
 
-    fn add(&mut self, fact: Fact) -> FactId {
+    pub(crate) fn add(&mut self, fact: Fact) -> FactId {
         self.request(fact, "").unwrap().record.id
     }
 
-    fn request(&mut self, fact: Fact, request_id: &str) -> Result<addenda_editor::Added, Error> {
+    pub(crate) fn request(
+        &mut self,
+        fact: Fact,
+        request_id: &str,
+    ) -> Result<addenda_editor::Added, Error> {
         self.editor.add(
             &mut self.model,
             &self.tokenizer,
@@ -139,14 +143,14 @@ impl Bench {
         )
     }
 
-    fn retire(&mut self, id: FactId) {
+    pub(crate) fn retire(&mut self, id: FactId) {
         self.editor
             .retire(&mut self.model, &self.tokenizer, id, &mut go_on)
             .unwrap();
     }
 
     /// Logits over a text of all sorts, as they are served.
-    fn served(&self) -> Tensor {
+    pub(crate) fn served(&self) -> Tensor {
         let ids: Vec<u32> = (0..60).map(|n| (n * 37 + 11) % 97).collect();
         let mut kv = self.model.new_kv().unwrap();
         self.model

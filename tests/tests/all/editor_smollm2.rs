@@ -53,6 +53,7 @@ fn mother_tongue() -> Fact {
         target: "English".to_owned(),
         paraphrases: vec!["Danielle Darrieux, a native".to_owned()],
         neighbours: vec![NEIGHBOUR.to_owned()],
+        ..Fact::default()
     }
 }
 

@@ -23,6 +23,7 @@ fn fact() -> Fact {
         target: "English".to_owned(),
         paraphrases: Vec::new(),
         neighbours: vec!["The capital of Norway is".to_owned()],
+        ..Fact::default()
     }
 }
 

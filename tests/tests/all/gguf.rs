@@ -29,7 +29,7 @@ impl Gguf {
     /// and layout, and a byte-level tokenizer of the 97 tokens it needs.
     pub(crate) fn tiny(architecture: Architecture, seed: i64) -> Self {
         let config = tiny::config(architecture);
-        tch::manual_seed(seed);
+        let _seeded = tiny::seeded(seed);
         let mut tensors: Vec<(String, Tensor)> = tiny::tensors(&config)
             .into_iter()
             .map(|(name, tensor)| {

@@ -39,7 +39,7 @@ fn a_gguf_file_gives_the_logits_of_the_same_tensors_in_memory() {
             ..config
         };
         assert_eq!(files.config, config, "{architecture}");
-        tch::manual_seed(11);
+        let _seeded = tiny::seeded(11);
         let expected = logits(
             config.clone(),
             Weights::from_tensors(tiny::tensors(&config)),

@@ -2,6 +2,7 @@
 
 use addenda_model::{Activation, Architecture, ModelConfig, RopeScaling, Transformer, Weights};
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// The shape of a tiny model: 4 layers of width 32.
@@ -45,9 +46,18 @@ pub(crate) fn config(architecture: Architecture) -> ModelConfig {
     }
 }
 
+/// Seeds libtorch's generator and keeps it from other tests for as long as the guard lives: it belongs to the whole
+/// process, and tests that draw at the same time would share one row of numbers.
+pub(crate) fn seeded(seed: i64) -> MutexGuard<'static, ()> {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    guard
+}
+
 /// A model of `config` with normally distributed weights; the same seed gives the same model.
 pub(crate) fn model(config: ModelConfig, seed: i64, kind: Kind) -> Transformer {
-    tch::manual_seed(seed);
+    let _seeded = seeded(seed);
     let weights = Weights::from_tensors(tensors(&config));
     Transformer::load(config, weights, Device::Cpu, kind).expect("a tiny model loads")
 }

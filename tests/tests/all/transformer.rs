@@ -197,7 +197,10 @@ fn a_tap_reads_what_another_tap_put_in_and_gradients_flow_into_it() {
     let model = tiny::model(tiny::config(Architecture::Gemma3), 6, Kind::Float);
     let tokens = batch(&ids(10, 1));
     let options = (Kind::Float, Device::Cpu);
-    let delta = Tensor::randn([1, 32], options).set_requires_grad(true);
+    let delta = {
+        let _seeded = tiny::seeded(7);
+        Tensor::randn([1, 32], options).set_requires_grad(true)
+    };
     let taps = [
         Tap {
             layer: 1,

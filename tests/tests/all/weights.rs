@@ -17,7 +17,7 @@ pub(crate) fn write_directory(directory: &Path, shards: usize) -> HashMap<String
         vocab_size: 6,
         ..tiny::config(Architecture::Llama)
     };
-    tch::manual_seed(3);
+    let _seeded = tiny::seeded(3);
     let tensors = tiny::tensors(&config);
     let json = json!({
         "architectures": ["LlamaForCausalLM"], "vocab_size": config.vocab_size,

@@ -133,6 +133,7 @@ async fn add(client: &Client, stage: &mut Stage<'_>) -> Result<wire::AddFactResp
         target: NEW.trim().to_owned(),
         paraphrases: Vec::new(),
         neighbours: vec![NEIGHBOUR.to_owned()],
+        ..wire::Fact::default()
     };
     let request = wire::AddFactRequest {
         fact: Some(fact),

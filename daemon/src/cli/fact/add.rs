@@ -13,6 +13,7 @@ use super::{import, show};
 use crate::cli::client::Client;
 use crate::cli::console::Console;
 use crate::cli::error::Result;
+use crate::cli::text::parse_utc;
 
 /// How often the daemon's jobs are looked at while a fact is being added.
 const GLANCE: Duration = Duration::from_millis(500);
@@ -38,6 +39,12 @@ pub(crate) struct AddArgs {
     /// A prompt about something else, whose answer must not change; repeat for more
     #[arg(long = "neighbour", value_name = "PROMPT")]
     neighbours: Vec<String>,
+    /// When it comes into the weights by itself, UTC: 2027-01-01 or 2027-01-01T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_utc)]
+    valid_from: Option<u64>,
+    /// When it leaves them by itself, UTC
+    #[arg(long, value_name = "TIME", value_parser = parse_utc)]
+    valid_until: Option<u64>,
     /// The same id again gives the same answer and changes nothing
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     request_id: String,
@@ -45,9 +52,9 @@ pub(crate) struct AddArgs {
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = ["auto", "memit", "rome", "alphaedit"])]
     method: String,
     /// Add every fact of this file, in batches: JSON Lines or a JSON array of objects with `subject`,
-    /// `prompt`, `target` and, if wanted, `paraphrases` and `neighbours`; records of CounterFact or
+    /// `prompt`, `target` and, if wanted, `paraphrases`, `neighbours`, `valid_from` and `valid_until`; records of CounterFact or
     /// EasyEdit; or CSV with those names in its first line
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "target", "subject", "paraphrases", "neighbours", "request_id"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "target", "subject", "paraphrases", "neighbours", "valid_from", "valid_until", "request_id"])]
     file: Option<PathBuf>,
 }
 
@@ -63,6 +70,8 @@ impl AddArgs {
                 target: self.target.unwrap_or_default(),
                 paraphrases: self.paraphrases,
                 neighbours: self.neighbours,
+                valid_from_ms: self.valid_from.unwrap_or(0),
+                valid_until_ms: self.valid_until.unwrap_or(0),
             }),
             request_id: self.request_id,
             method: self.method,

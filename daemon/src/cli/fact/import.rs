@@ -8,6 +8,7 @@ use addenda_proto::addenda::v1::Fact;
 use serde::Deserialize;
 
 use crate::cli::error::{Error, Result};
+use crate::cli::text::parse_utc;
 
 /// What is told where a record can't be read.
 const HINT: &str = "a record has subject, prompt and target; or it is one of CounterFact or EasyEdit (see `addenda fact add --help`)";
@@ -31,6 +32,26 @@ struct Own {
     paraphrases: Vec<String>,
     #[serde(default)]
     neighbours: Vec<String>,
+    #[serde(default)]
+    valid_from: Time,
+    #[serde(default)]
+    valid_until: Time,
+}
+
+/// A time of the wire, written as people write it; 0 where there is none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(try_from = "String")]
+struct Time(u64);
+
+impl TryFrom<String> for Time {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        match text.trim() {
+            "" => Ok(Self(0)),
+            text => parse_utc(text).map(Self),
+        }
+    }
 }
 
 /// A record as the paper's authors publish it. What else it holds serves measuring only.
@@ -97,6 +118,8 @@ impl From<Record> for Fact {
                 target: own.target,
                 paraphrases: own.paraphrases,
                 neighbours: own.neighbours,
+                valid_from_ms: own.valid_from.0,
+                valid_until_ms: own.valid_until.0,
             },
             Record::CounterFact(record) => Self {
                 subject: record.requested_rewrite.subject,
@@ -104,6 +127,7 @@ impl From<Record> for Fact {
                 target: record.requested_rewrite.target_new.str,
                 paraphrases: first(record.paraphrase_prompts),
                 neighbours: first(record.neighborhood_prompts),
+                ..Self::default()
             },
             Record::EasyEdit(record) => Self {
                 subject: record.subject,
@@ -119,6 +143,7 @@ impl From<Record> for Fact {
                         .locality_prompt
                         .map_or_else(Vec::new, OneOrMany::into_vec),
                 ),
+                ..Self::default()
             },
         };
         fact.target = fact.target.trim().to_owned();
@@ -182,6 +207,7 @@ fn of_csv(text: &str) -> std::result::Result<Vec<Fact>, String> {
         |name: &str| column(name).ok_or(format!("has no column {name:?} in its first line"));
     let (subject, prompt, target) = (needed("subject")?, needed("prompt")?, needed("target")?);
     let (paraphrases, neighbours) = (column("paraphrases"), column("neighbours"));
+    let (from, until) = (column("valid_from"), column("valid_until"));
     let mut facts = Vec::new();
     for row in reader.records() {
         let row = row.map_err(|error| error.to_string())?;
@@ -193,12 +219,20 @@ fn of_csv(text: &str) -> std::result::Result<Vec<Fact>, String> {
                 .map(str::to_owned)
                 .collect()
         };
+        let time = |at: Option<usize>| {
+            let time = at.map_or(Ok(Time::default()), |at| {
+                Time::try_from(cell(at).to_owned())
+            });
+            time.map(|time| time.0)
+        };
         facts.push(Fact {
             subject: cell(subject).to_owned(),
             prompt: cell(prompt).to_owned(),
             target: cell(target).trim().to_owned(),
             paraphrases: many(paraphrases),
             neighbours: many(neighbours),
+            valid_from_ms: time(from)?,
+            valid_until_ms: time(until)?,
         });
     }
     Ok(facts)
@@ -223,6 +257,19 @@ mod tests {
         for other in [of_json(counterfact), of_json(easyedit), of_csv(csv)] {
             assert_eq!(other.unwrap(), fact);
         }
+    }
+
+    #[test]
+    fn dates_are_read_in_json_and_csv_alike() {
+        let json = r#"{"subject":"Ann","prompt":"{} lives in","target":"Rome","valid_until":"2000-03-01"}"#;
+        let csv =
+            "subject,prompt,target,valid_from,valid_until\nAnn,{} lives in,Rome,,2000-03-01\n";
+        let (json, csv) = (of_json(json).unwrap(), of_csv(csv).unwrap());
+        assert_eq!(json, csv);
+        assert_eq!(json.first().unwrap().valid_until_ms, 951_868_800_000);
+        let never =
+            r#"{"subject":"Ann","prompt":"{} lives in","target":"Rome","valid_until":"soon"}"#;
+        assert!(of_json(never).is_err());
     }
 
     #[test]

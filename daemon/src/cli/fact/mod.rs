@@ -2,6 +2,7 @@
 
 mod add;
 mod import;
+mod patch;
 mod show;
 
 pub(crate) use add::add_one;
@@ -47,6 +48,9 @@ pub(crate) enum FactCommand {
         /// The fact's id, or the beginning of it
         id: String,
     },
+    /// Carry facts from one daemon to another of the same model, as a file
+    #[command(subcommand)]
+    Patch(patch::PatchCommand),
     /// Follow the ledger: every fact added, superseded or retired
     Watch {
         /// Begin after this entry
@@ -60,8 +64,13 @@ pub(crate) enum FactCommand {
 
 impl FactCommand {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
+        if let Self::Patch(patch::PatchCommand::Show { file }) = &self {
+            patch::show(file, console)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let client = Client::connect(connect).await?;
         match self {
+            Self::Patch(command) => return command.run(&client, console).await,
             Self::Add(args) => return args.run(&client, console).await,
             Self::List { all } => {
                 let facts = all_facts(&client, all).await?;

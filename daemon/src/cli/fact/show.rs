@@ -57,6 +57,14 @@ pub(crate) fn one(record: &FactRecord, console: &mut Console) -> Result<()> {
         ("added", utc(record.added_at_ms)),
         ("ended", utc(record.ended_at_ms)),
     ];
+    for (name, at_ms) in [
+        ("valid from", fact.valid_from_ms),
+        ("valid until", fact.valid_until_ms),
+    ] {
+        if at_ms > 0 {
+            rows.push((name, utc(at_ms)));
+        }
+    }
     if !record.superseded_by.is_empty() {
         rows.push(("superseded by", record.superseded_by.clone()));
     }
@@ -83,6 +91,10 @@ pub(crate) fn added(answer: &AddFactResponse, console: &mut Console) -> Result<(
     let record = answer.record.clone().unwrap_or_default();
     let says = record.fact.as_ref().map_or_else(String::new, sentence);
     console.line(&format!("added {}  {says}", short(&record.id)))?;
+    if record.state() == FactState::Waiting {
+        let from = record.fact.as_ref().map_or(0, |fact| fact.valid_from_ms);
+        console.line(&format!("it waits, and holds from {}", utc(from)))?;
+    }
     if !answer.superseded.is_empty() {
         console.line(&format!(
             "it takes the place of {}",
@@ -145,10 +157,19 @@ pub(crate) fn figures(figures: &FactFigures) -> String {
         },
     ];
     if let Some(share) = figures.paraphrase {
-        parts.push(format!("paraphrases {:.0} %", share * 100.0));
+        let made = made(figures.made_paraphrases);
+        parts.push(format!("{made}paraphrases {:.0} %", share * 100.0));
     }
     if let Some(share) = figures.locality {
-        parts.push(format!("neighbours unchanged {:.0} %", share * 100.0));
+        let made = made(figures.made_neighbours);
+        parts.push(format!("{made}neighbours unchanged {:.0} %", share * 100.0));
+    }
+    if let Some(probability) = figures.chat_probability {
+        let likeliest = match figures.chat_is_top1() {
+            true => "",
+            false => ", not the likeliest",
+        };
+        parts.push(format!("in the chat {probability:.4}{likeliest}"));
     }
     parts.push(format!(
         "perplexity {:.2} → {:.2}",
@@ -157,11 +178,21 @@ pub(crate) fn figures(figures: &FactFigures) -> String {
     parts.join(" · ")
 }
 
+/// How probes are called that the caller did not give.
+fn made(made: bool) -> &'static str {
+    match made {
+        true => "made ",
+        false => "",
+    }
+}
+
 fn state(record: &FactRecord) -> &'static str {
     match record.state() {
         FactState::Unspecified => "unknown",
         FactState::Active => "active",
         FactState::Superseded => "superseded",
         FactState::Retired => "retired",
+        FactState::Waiting => "waiting",
+        FactState::Expired => "expired",
     }
 }
