@@ -81,15 +81,20 @@ impl MomentStore {
         }
     }
 
-    fn path(&self, kind: Kind, layer: usize, spec: &MomentSpec) -> PathBuf {
+    /// What a layer's moment is measured from.
+    fn address(&self, kind: Kind, layer: usize, spec: &MomentSpec) -> [u8; 32] {
         let mut canonical = Canonical::new("addenda 2026-01 moment address");
         canonical
             .bytes(&self.fingerprint)
             .text(&format!("{kind:?}"))
             .number(layer as u64)
             .bytes(&spec.digest());
-        self.dir
-            .join(format!("{}.safetensors", hex(&canonical.finish())))
+        canonical.finish()
+    }
+
+    fn path(&self, kind: Kind, layer: usize, spec: &MomentSpec) -> PathBuf {
+        let address = hex(&self.address(kind, layer, spec));
+        self.dir.join(format!("{address}.safetensors"))
     }
 
     /// Where a measurement that was broken off is kept, until it is done.
@@ -121,7 +126,7 @@ impl MomentStore {
     ) -> PathBuf {
         let mut canonical = Canonical::new("addenda 2026-01 projection address");
         canonical
-            .text(&self.path(kind, layer, spec).display().to_string())
+            .bytes(&self.address(kind, layer, spec))
             .number(u64::from(share));
         let name = format!("{}.projection.safetensors", hex(&canonical.finish()));
         self.dir.join(name)

@@ -26,9 +26,9 @@ use super::text::short;
 pub(crate) enum FactCommand {
     /// Write a fact into the weights; verified and durable when this returns
     Add(add::AddArgs),
-    /// List the active facts
+    /// List the facts that are active or wait for their day
     List {
-        /// Superseded and retired ones as well
+        /// Superseded, retired and expired ones as well
         #[arg(long)]
         all: bool,
     },
@@ -51,7 +51,7 @@ pub(crate) enum FactCommand {
     /// Carry facts from one daemon to another of the same model, as a file
     #[command(subcommand)]
     Patch(patch::PatchCommand),
-    /// Follow the ledger: every fact added, superseded or retired
+    /// Follow the ledger: every fact added, superseded, retired, begun or expired
     Watch {
         /// Begin after this entry
         #[arg(long, value_name = "N", default_value_t = 0)]
