@@ -50,13 +50,16 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let data = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(data.path(), &[("queue", "1")]);
     let clients = daemon.connect().await;
-    // They read nothing, so their answers never end: all places stay taken.
+    // They read no more than their beginnings, so their answers never end: all places stay taken.
     let silent = daemon.connect_with_window(Some(1024)).await;
     let mut running = Vec::new();
     for _ in 0..16 {
         let request = complete("Count upwards from one: 1, 2, 3,", 8000);
         let answer = silent.generation().generate(request).await.unwrap();
-        running.push(answer.into_inner());
+        let mut answer = answer.into_inner();
+        // Only an answer that has begun has left the one waiting place to the next.
+        answer.next().await.unwrap().unwrap();
+        running.push(answer);
     }
     let waiting = clients.generation();
     let waits = tokio::spawn(async move {
