@@ -9,10 +9,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use addenda_cache::{Effort, KeyFields, PacketHeader, PacketId, PacketKey, Store, StoreOptions};
-use addenda_editor::{Editor, FactRecord, FactState};
+use addenda_editor::{Disk, Editor, FactRecord, FactState, Fault, Faults, IoPoint};
 use addenda_model::Transformer;
 use proptest::prelude::Rng;
 
@@ -83,6 +84,11 @@ struct Opened {
 
 impl Opened {
     fn new(directory: &Path) -> Self {
+        Self::on(directory, Disk::default())
+    }
+
+    /// With the ledger on a disk of its own kind.
+    fn on(directory: &Path, disk: Disk) -> Self {
         let small = StoreOptions {
             free_floor: 0,
             index_cache_bytes: 1 << 20,
@@ -94,7 +100,9 @@ impl Opened {
         let mut settings = lenient(&model);
         // What z is does not matter here, only that there is one.
         settings.value.steps = 2;
-        let options = options(directory, settings);
+        let mut options = options(directory, settings);
+        options.snapshot_every = 5;
+        options.disk = disk;
         let editor = Editor::open(options, &mut model, &tokenizer(), &mut go_on).unwrap();
         Self {
             store,
@@ -123,7 +131,11 @@ fn child() {
     let (Ok(directory), Ok(first)) = (std::env::var(DIRECTORY), std::env::var(FIRST)) else {
         return;
     };
-    let mut opened = Opened::new(Path::new(&directory));
+    // A slow disk, so that many die while a frame is written.
+    let faults = Arc::new(Faults::default());
+    let slow = Fault::Slow(Duration::from_millis(10));
+    faults.arm(IoPoint::Sync, 0, slow, u64::MAX);
+    let mut opened = Opened::on(Path::new(&directory), Disk::with(faults));
     let mut out = std::io::stdout();
     let mut say = |what: &str, number: u32, subject: &str| {
         // One write, so that the parent sees all of a line or nothing of it; a line end first, because the test
@@ -192,6 +204,8 @@ struct Said {
     active: BTreeMap<String, u32>,
     /// What a child was doing to a subject's fact: the number that it was adding, or none where it was retiring it.
     doing: Option<(String, Option<u32>)>,
+    /// Changes that were durable when a child died, which it had not said.
+    unsaid: u32,
 }
 
 impl Said {
@@ -239,6 +253,7 @@ impl Said {
                 found == before || found == after.as_ref(),
                 "{subject}: {found:?} is neither {before:?} nor {after:?}"
             );
+            self.unsaid += u32::from(found != before);
             if let (Some(number), true) = (after, found == after.as_ref()) {
                 self.added.insert(number);
             }
@@ -334,12 +349,15 @@ fn rounds(rounds: u32) {
         said.compare_facts(&opened);
     }
     println!(
-        "{rounds} kills: {} packets put, {} facts added, {} retired, {} compactions, {torn} torn tails",
+        "{rounds} kills: {} packets put, {} facts added, {} retired, {} compactions; {} died over a durable frame, {torn} left a torn one",
         said.put.len(),
         said.added.len(),
         said.retired,
-        said.compacted
+        said.compacted,
+        said.unsaid
     );
+    // Enough kills meet each moment of a frame's writing.
+    assert!(rounds < NIGHTLY_ROUNDS || said.unsaid > 0);
     assert!(said.put.len() > rounds as usize && said.added.len() > rounds as usize / 2);
     // The weights are those of the facts that are active, whatever happened on the way to them.
     let opened = Opened::new(directory.path());
