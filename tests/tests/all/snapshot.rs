@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use addenda_editor::{Disk, Editor, EditorOptions, Error, Fact, Fault, Faults, IoPoint};
+use addenda_editor::{Disk, Editor, EditorOptions, Error, Fact, FactState, Fault, Faults, IoPoint};
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::editor::{asked, fact, go_on, lenient, options, some_facts, tiny_model, tokenizer};
@@ -168,4 +168,24 @@ fn a_disk_that_fails_while_facts_come_leaves_exactly_the_acknowledged_ones() {
             assert_eq!(bench.editor.revision(), revision);
         }
     }
+}
+
+#[test]
+fn a_fact_that_waits_for_its_day_waits_on_behind_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::open(dir.path());
+    let later = Fact {
+        valid_from_ms: Some(u64::MAX),
+        ..fact("Zoe", "{} {speaks}", "Welsh")
+    };
+    let id = bench.add(later, "").unwrap().record.id;
+    bench.add(some_facts().remove(0), "first").unwrap();
+    assert!(snapshot(dir.path()).exists());
+    let (said, revision) = (bench.says(), bench.editor.revision());
+    drop(bench);
+    let mut bench = Bench::open(dir.path());
+    assert_eq!(bench.says(), said);
+    assert_eq!(bench.editor.revision(), revision);
+    assert_eq!(bench.editor.next_turn(), Some(u64::MAX));
+    assert_eq!(bench.editor.get(id).unwrap().state, FactState::Waiting);
 }
