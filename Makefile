@@ -33,12 +33,11 @@ lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --workspace --no-deps --locked
 	python3 setup/arrows.py
 
-bench: setup ## measure packets against full prefill, prefill and decode rates, and the store
+bench: setup ## measure packets, rates, clients and the store, beside Transformers and llama.cpp
 	@cargo build --release --workspace --bins --locked
-	@$(addenda) model fetch smollm2-135m
 	@$(addenda)-bench ttft --json
-	@$(addenda)-bench prefill --json
 	@$(addenda)-bench store --json
+	@benches/peers/compare.sh $(addenda)
 
 models: build ## fetch the four models of the catalogue (2 GB)
 	@$(addenda) model fetch smollm2-135m gemma3-270m qwen2.5-0.5b qwen2.5-1.5b
