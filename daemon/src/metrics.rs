@@ -4,8 +4,10 @@
 //! apart. Times are in seconds, sizes in bytes. No label carries a text that a client chose.
 
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use addenda_cache::Stats;
+use addenda_editor::Phase;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,6 +34,12 @@ const EDITS: [f64; 9] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Source {
     source: &'static str,
+}
+
+/// What an edit's time went into.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Work {
+    phase: String,
 }
 
 /// How something ended.
@@ -61,6 +69,7 @@ pub(crate) struct Metrics {
     tokens: Family<Source, Counter>,
     ended: Family<Outcome, Counter>,
     documents: Family<Outcome, Counter>,
+    phases: Family<Work, Counter<f64, AtomicU64>>,
     evicted: Gauge,
     quarantined: Gauge,
     mapped_bytes: Gauge,
@@ -119,6 +128,9 @@ impl Metrics {
         let help =
             "Documents of contexts that packets serve, by whether they were there or what differed";
         registry.register("documents", help, documents.clone());
+        let phases = Family::<Work, Counter<f64, AtomicU64>>::default();
+        let help = "Time that edits took, by what it went into; other requests between their steps not counted";
+        registry.register_with_unit("edit_phase", help, Unit::Seconds, phases.clone());
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -151,6 +163,7 @@ impl Metrics {
             tokens,
             ended,
             documents,
+            phases,
             evicted,
             quarantined,
             mapped_bytes,
@@ -178,6 +191,15 @@ impl Metrics {
     /// One more document that a context was to read from packets: a "hit", or what differed.
     pub(crate) fn document(&self, outcome: &'static str) {
         self.documents.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// A step of an edit.
+    pub(crate) fn phase(&self, phase: Phase, took: Duration) {
+        let work = Work {
+            phase: phase.to_string(),
+        };
+        let counter = self.phases.get_or_create(&work);
+        counter.inc_by(took.as_secs_f64());
     }
 
     /// What the engine holds between two rounds.
@@ -222,6 +244,10 @@ impl Metrics {
 mod tests {
     use addenda_cache::Stats;
 
+    use std::time::Duration;
+
+    use addenda_editor::Phase;
+
     use super::{Metrics, Now};
     use crate::digest::Digest;
     use crate::engine::command::{NO_ADAPTER, Under};
@@ -236,6 +262,7 @@ mod tests {
         metrics.tokens("packet", 1);
         metrics.ended("well");
         metrics.document("hit");
+        metrics.phase(Phase::Value, Duration::from_secs(1));
         let text = metrics.text(&Now {
             waiting: 0,
             under: under(),
@@ -276,6 +303,8 @@ mod tests {
         metrics.tokens("packet", 512);
         metrics.ended("well");
         metrics.document("revision");
+        metrics.phase(Phase::Solve, Duration::from_millis(1500));
+        metrics.phase(Phase::Solve, Duration::from_millis(500));
         metrics.holds(3, 4096);
         let mut store = Stats::default();
         store.disk_bytes = 1_000;
@@ -291,6 +320,7 @@ mod tests {
             "addenda_tokens_total{source=\"packet\"} 512",
             "addenda_answers_total{outcome=\"well\"} 1",
             "addenda_documents_total{outcome=\"revision\"} 1",
+            "addenda_edit_phase_seconds_total{phase=\"solving for the weights\"} 2.0",
             "addenda_running_sequences 3",
             "addenda_kv_bytes 4096",
             "addenda_waiting_requests 2",

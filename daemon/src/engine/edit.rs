@@ -191,7 +191,9 @@ impl Bench {
                 stopped = Some(error);
                 return Err(EditorError::Cancelled);
             }
-            floor.serve(self.view(), step.elapsed());
+            let took = step.elapsed();
+            floor.metrics.phase(progress.phase, took);
+            floor.serve(self.view(), took);
             step = Instant::now();
             Ok(())
         };
