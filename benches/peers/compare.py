@@ -29,6 +29,10 @@ PEERS = {
 SETTINGS = ["loaded", "int8", "int4"]
 
 
+# Tokens of a prompt that comes first and does not count: libraries set themselves up at their first pass.
+WARM_UP = 32
+
+
 def prompt_ids(count):
     # Any ids will do for the time that they take; low ones may be control tokens.
     return [1000 + (i * 7919) % 20000 for i in range(count)]
@@ -70,23 +74,31 @@ def transformers(arguments):
 def in_own_process(name, arguments):
     """Prefill and decode rates at each length; a sentence where the peer can't be measured."""
     command = [sys.executable, __file__, "--one", name, "--gguf", arguments.gguf, "--threads", str(arguments.threads),
-               "--decode", str(arguments.decode), "--tokens", ",".join(map(str, arguments.tokens))]
+               "--decode", str(arguments.decode), "--tokens", lengths(arguments)]
     environment = dict(os.environ, PYTHONPATH=arguments.libs, OMP_NUM_THREADS=str(arguments.threads),
                        HF_HUB_OFFLINE="1")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         return f"{name}: {last}"
-    return json.loads(done.stdout.splitlines()[-1])
+    return without_warm_up(json.loads(done.stdout.splitlines()[-1]))
+
+
+def without_warm_up(rates):
+    return [kind[1:] for kind in rates]
+
+
+def lengths(arguments):
+    return ",".join(map(str, [WARM_UP, *arguments.tokens]))
 
 
 def addenda(setting, arguments):
     command = [arguments.bench, "prefill", "--json", "--model", arguments.gguf, "--runs", "1", "--weights", setting,
                "--threads", str(arguments.threads), "--decode", str(arguments.decode),
-               "--tokens", ",".join(map(str, arguments.tokens))]
+               "--tokens", lengths(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
     line = json.loads(done.stdout)
-    return [line["prefill_tokens_per_s"], line["decode_tokens_per_s"]]
+    return without_warm_up([line["prefill_tokens_per_s"], line["decode_tokens_per_s"]])
 
 
 def clients(arguments):

@@ -57,10 +57,6 @@ pub(crate) const REQUESTS_PER_CONNECTION: usize = 256;
 pub(crate) const STALE_RETRIES: usize = 4;
 /// How long running requests may go on once the daemon was told to stop.
 pub(crate) const DRAIN: Duration = Duration::from_secs(20);
-/// Bytes of packets that the engine keeps mapped beside those in use.
-pub(crate) const MAPPED_BYTES: u64 = 2 << 30;
-/// Bytes of KV that the engine keeps of the beginnings of contexts.
-pub(crate) const PREFIX_BYTES: usize = 512 << 20;
 /// Tokens of each document that a linked context computes at most.
 pub(crate) const LINK_TOKENS: u32 = 65_536;
 /// The same where the caller does not say.

@@ -105,6 +105,12 @@ pub(crate) struct ServerArgs {
     /// Free disk space below which nothing is written [default: 1 GiB]
     #[arg(long, value_name = "BYTES")]
     min_free_bytes: Option<String>,
+    /// Memory for packets that are kept mapped beside those in use [default: 2 GiB]
+    #[arg(long, value_name = "BYTES")]
+    max_mapped_bytes: Option<String>,
+    /// Memory for the beginnings of contexts that are kept for the next request [default: 512 MiB]
+    #[arg(long, value_name = "BYTES")]
+    max_prefix_bytes: Option<String>,
     /// How fast stored packets are read once a day to find what decays on disk; 0 never [default: 4 MiB]
     #[arg(long, value_name = "BYTES")]
     scrub_bytes_per_second: Option<String>,
@@ -135,6 +141,8 @@ impl ServerArgs {
             ("max_store_bytes", &self.max_store_bytes),
             ("max_namespace_bytes", &self.max_namespace_bytes),
             ("min_free_bytes", &self.min_free_bytes),
+            ("max_mapped_bytes", &self.max_mapped_bytes),
+            ("max_prefix_bytes", &self.max_prefix_bytes),
             ("scrub_bytes_per_second", &self.scrub_bytes_per_second),
             ("log", &self.log),
         ])

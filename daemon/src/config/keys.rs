@@ -190,6 +190,18 @@ pub const KEYS: &[Key] = &[
         "free disk space below which nothing is written",
     ),
     key(
+        "max_mapped_bytes",
+        KeyKind::Bytes,
+        Some("2 GiB"),
+        "memory for packets that are kept mapped beside those in use",
+    ),
+    key(
+        "max_prefix_bytes",
+        KeyKind::Bytes,
+        Some("512 MiB"),
+        "memory for the beginnings of contexts that are kept for the next request",
+    ),
+    key(
         "scrub_bytes_per_second",
         KeyKind::Bytes,
         Some("4 MiB"),

@@ -70,6 +70,10 @@ pub struct Config {
     pub max_namespace_bytes: u64,
     /// Free bytes of the data directory's file system below which nothing is written.
     pub min_free_bytes: u64,
+    /// Bytes of packets that the engine keeps mapped beside those in use.
+    pub max_mapped_bytes: u64,
+    /// Bytes of KV that the engine keeps of the beginnings of contexts.
+    pub max_prefix_bytes: u64,
     /// Bytes of stored packets that the scrub reads in a second; 0: there is no scrub.
     pub scrub_bytes_per_second: u64,
     /// What is logged, as `tracing` directives: `info`, `warn,addenda=debug`.

@@ -30,10 +30,10 @@ use crate::digest::Digest;
 use crate::engine::command::{Command, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::edit::Bench;
 use crate::engine::load::{Loaded, Setup};
+use crate::engine::prefix::Prefixes;
 use crate::engine::queue::{Queue, Refused};
 use crate::engine::scheduler::{Floor, Outside};
 use crate::error::{Error, Result};
-use crate::limits;
 use crate::metrics::Metrics;
 use crate::packets::Shelf;
 use crate::prompt;
@@ -106,6 +106,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             _ended: end,
         };
         let chunk = setup.config.prefill_chunk;
+        let (mapped, kept) = (setup.config.max_mapped_bytes, setup.config.max_prefix_bytes);
         let (bench, loaded) = match scheduler::guard(|| load::load(&setup)) {
             Ok(done) => done,
             Err(error) => {
@@ -122,14 +123,15 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             state.under = under;
             state.ledger = bench.ledger_length();
         });
-        let shelf = Shelf::new(bench.model.device(), limits::MAPPED_BYTES);
+        let shelf = Shelf::new(bench.model.device(), mapped);
+        let prefixes = Prefixes::new(usize::try_from(kept).unwrap_or(usize::MAX));
         let outside = Outside {
             queue,
             state,
             abort,
             metrics,
         };
-        let mut floor = Floor::new(outside, tokenizer, shelf, chunk);
+        let mut floor = Floor::new(outside, tokenizer, (shelf, prefixes), chunk);
         if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
             drop(tell.send(Err(error)));
             return;

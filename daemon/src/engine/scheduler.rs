@@ -67,7 +67,7 @@ impl Floor {
     pub(crate) fn new(
         outside: Outside,
         tokenizer: Arc<Tokenizer>,
-        shelf: Shelf,
+        (shelf, prefixes): (Shelf, Prefixes),
         chunk: usize,
     ) -> Self {
         let under = outside.state.borrow().under;
@@ -75,7 +75,7 @@ impl Floor {
             queue: outside.queue,
             tokenizer,
             shelf,
-            prefixes: Prefixes::new(limits::PREFIX_BYTES),
+            prefixes,
             state: outside.state,
             abort: outside.abort,
             metrics: outside.metrics,
