@@ -9,22 +9,27 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::Engine;
-use crate::engine::command::{Command, Edit, Ticket, View};
+use crate::engine::command::{Command, Edit, Ticket};
 use crate::error::Result;
 use crate::jobs::now_ms;
 
 /// The longest wait between two looks; also that after a failure.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Keeps the dates until the daemon stops.
+/// Keeps the dates until the daemon stops. The engine is asked only when something is due: its queue is for clients.
 pub(crate) async fn keep(engine: Engine, stop: CancellationToken) {
     let mut state = engine.watch();
     loop {
-        state.borrow_and_update();
-        let pause = turn(&engine, &stop).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "facts that should come or go by their dates have to wait");
-            LOOK
-        });
+        let next = state.borrow_and_update().next_turn;
+        let mut pause = pause(next, now_ms());
+        if pause.is_zero() {
+            if let Err(error) = turn(&engine, &stop).await {
+                tracing::warn!(%error, "facts that should come or go by their dates have to wait");
+            }
+            // What could not be done now is not tried again at once.
+            let stays = state.borrow().next_turn == next;
+            pause = if stays { LOOK } else { Duration::ZERO };
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = state.changed() => if changed.is_err() { return },
@@ -33,8 +38,8 @@ pub(crate) async fn keep(engine: Engine, stop: CancellationToken) {
     }
 }
 
-/// Does what is due, and says how long nothing else is.
-async fn turn(engine: &Engine, stop: &CancellationToken) -> Result<Duration> {
+/// Does what is due.
+async fn turn(engine: &Engine, stop: &CancellationToken) -> Result<()> {
     let ticket = Ticket {
         received: Instant::now(),
         deadline: None,
@@ -42,16 +47,10 @@ async fn turn(engine: &Engine, stop: &CancellationToken) -> Result<Duration> {
         patient: true,
         span: tracing::info_span!("calendar"),
     };
-    let look = |view: View<'_>| Ok(view.editor.next_turn());
-    let mut pause = pause(engine.consult(&ticket, look).await?, now_ms());
-    if pause.is_zero() {
-        let edit = |reply| Command::Edit(Box::new(Edit::Turn { reply }));
-        let facts = engine.ask(&ticket, edit).await?;
-        tracing::info!(facts, "facts came or went by their dates");
-        let next = engine.consult(&ticket, |view: View<'_>| Ok(view.editor.next_turn()));
-        pause = self::pause(next.await?, now_ms());
-    }
-    Ok(pause)
+    let edit = |reply| Command::Edit(Box::new(Edit::Turn { reply }));
+    let facts = engine.ask(&ticket, edit).await?;
+    tracing::info!(facts, "facts came or went by their dates");
+    Ok(())
 }
 
 /// How long to wait for the next turn.

@@ -50,12 +50,11 @@ impl Bench {
         }
     }
 
-    /// Number of the ledger's last frame.
-    pub(crate) fn ledger_length(&self) -> u64 {
-        self.editor
-            .events(0)
-            .last()
-            .map_or(0, |event| event.sequence)
+    /// Number of the ledger's last frame, and when a fact next comes or goes by its dates.
+    pub(crate) fn ledger(&self) -> (u64, Option<u64>) {
+        let last = self.editor.events(0).last();
+        let length = last.map_or(0, |event| event.sequence);
+        (length, self.editor.next_turn())
     }
 
     /// Does one edit, from its plan to its answer, or one change of adapter.
@@ -207,7 +206,7 @@ impl Bench {
         floor: &mut Floor,
         work: impl FnOnce(&mut Self) -> addenda_editor::Result<T>,
     ) -> Result<T> {
-        let (before, length) = (self.under(), self.ledger_length());
+        let (before, ledger) = (self.under(), self.ledger());
         let result = guard(|| Ok(work(self)?));
         if let Err(error) = &result
             && is_half_way(error)
@@ -217,10 +216,10 @@ impl Bench {
         }
         let under = self.under();
         if under.revision != before.revision {
-            floor.weights_changed(&self.model, under, self.ledger_length());
-        } else if self.ledger_length() != length {
+            floor.weights_changed(&self.model, under, self.ledger());
+        } else if self.ledger() != ledger {
             // A fact whose day is yet to come, or will not come any more.
-            floor.ledger_grew(self.ledger_length());
+            floor.ledger_grew(self.ledger());
         }
         result
     }

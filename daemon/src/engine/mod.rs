@@ -54,6 +54,8 @@ pub(crate) struct EngineState {
     pub(crate) under: Under,
     /// Entries of the ledger.
     pub(crate) ledger: u64,
+    /// When a fact next comes or goes by its dates, milliseconds since 1970-01-01T00:00:00Z.
+    pub(crate) next_turn: Option<u64>,
 }
 
 /// The handle. Cheap to clone.
@@ -90,6 +92,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             changed: false,
         },
         ledger: 0,
+        next_turn: None,
     });
     let metrics = Arc::new(Metrics::new());
     let (tell, loaded) = oneshot::channel();
@@ -121,7 +124,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         state.send_modify(|state| {
             state.health = Health::Ready;
             state.under = under;
-            state.ledger = bench.ledger_length();
+            (state.ledger, state.next_turn) = bench.ledger();
         });
         let shelf = Shelf::new(bench.model.device(), mapped);
         let prefixes = Prefixes::new(usize::try_from(kept).unwrap_or(usize::MAX));

@@ -151,11 +151,16 @@ impl Floor {
     }
 
     /// Makes new weights known: to what runs, and to the rest of the daemon.
-    pub(crate) fn weights_changed(&mut self, model: &Transformer, under: Under, ledger: u64) {
+    pub(crate) fn weights_changed(
+        &mut self,
+        model: &Transformer,
+        under: Under,
+        ledger: (u64, Option<u64>),
+    ) {
         self.under = under;
         self.state.send_modify(|state| {
             state.under = under;
-            state.ledger = ledger;
+            (state.ledger, state.next_turn) = ledger;
         });
         let mut kept = Vec::with_capacity(self.sequences.len());
         for mut sequence in self.sequences.drain(..) {
@@ -174,8 +179,9 @@ impl Floor {
     }
 
     /// Makes known that the ledger says more, and the weights are what they were.
-    pub(crate) fn ledger_grew(&self, ledger: u64) {
-        self.state.send_modify(|state| state.ledger = ledger);
+    pub(crate) fn ledger_grew(&self, ledger: (u64, Option<u64>)) {
+        self.state
+            .send_modify(|state| (state.ledger, state.next_turn) = ledger);
     }
 
     /// Takes no more work but consultations: the weights are in doubt.

@@ -82,7 +82,7 @@ impl Bench {
                 });
                 drop(reply.send(worn.map(|worn| {
                     self.worn = worn;
-                    floor.weights_changed(&self.model, self.under(), self.ledger_length());
+                    floor.weights_changed(&self.model, self.under(), self.ledger());
                 })));
             }
             Adapt::Train { course, notes } => self.begin_training(ticket, course, notes),
