@@ -31,11 +31,12 @@ pub(crate) struct LocateArgs {
     svg: Option<PathBuf>,
 }
 
+/// A record of the published sets of known facts, where the prompt goes on behind its template; or one of our own.
 #[derive(Debug, Deserialize)]
 struct Known {
     subject: String,
-    #[serde(alias = "prompt")]
-    template: String,
+    prompt: Option<String>,
+    template: Option<String>,
     #[serde(alias = "target")]
     attribute: String,
 }
@@ -93,17 +94,26 @@ fn read(path: &Path, most: usize) -> Result<Vec<Fact>> {
         path: path.to_owned(),
         source,
     })?;
-    let known: Vec<Known> = serde_json::from_str(&text).map_err(|error| {
-        let reason = format!("{}: {error}", path.display());
+    facts(&text, most).map_err(|problem| {
+        let reason = format!("{}: {problem}", path.display());
         Error::refused(reason, "see `addenda model locate --help` for its form")
-    })?;
-    let facts = known.into_iter().take(most).map(|known| Fact {
-        subject: known.subject,
-        prompt: known.template,
-        target: known.attribute,
-        ..Fact::default()
+    })
+}
+
+/// The first facts of a JSON array; the error says what is wrong with it.
+fn facts(text: &str, most: usize) -> std::result::Result<Vec<Fact>, String> {
+    let known: Vec<Known> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let facts = known.into_iter().take(most).map(|known| {
+        let prompt = known.prompt.or(known.template);
+        let prompt = prompt.ok_or(format!("the fact about {} has no prompt", known.subject))?;
+        Ok(Fact {
+            subject: known.subject,
+            prompt,
+            target: known.attribute,
+            ..Fact::default()
+        })
     });
-    Ok(facts.collect())
+    facts.collect()
 }
 
 /// What was put back, in order of first appearance.
@@ -235,7 +245,7 @@ fn svg(found: &Location) -> String {
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
-    use super::{map, svg};
+    use super::{facts, map, svg};
     use addenda_proto::addenda::v1::{Effect, Location};
 
     fn found() -> Location {
@@ -254,6 +264,33 @@ mod tests {
             ],
             ..Location::default()
         }
+    }
+
+    #[test]
+    fn a_published_record_is_read_by_its_prompt_and_one_of_our_own_by_what_it_has() {
+        let text = r#"[
+            {"known_id": 0, "subject": "Vinson Massif", "attribute": "Antarctica",
+             "template": "{} is located in the continent", "prompt": "Vinson Massif is located in the continent of"},
+            {"subject": "Ann", "template": "{} lives in", "target": "Rome"}
+        ]"#;
+        let facts = |text| {
+            facts(text, 9).map(|facts| {
+                facts
+                    .into_iter()
+                    .map(|fact| (fact.prompt, fact.target))
+                    .collect::<Vec<_>>()
+            })
+        };
+        let both = |prompt: &str, target: &str| (prompt.to_owned(), target.to_owned());
+        assert_eq!(
+            facts(text),
+            Ok(vec![
+                both("Vinson Massif is located in the continent of", "Antarctica"),
+                both("{} lives in", "Rome")
+            ])
+        );
+        let bare = r#"[{"subject": "Ann", "attribute": "Rome"}]"#;
+        assert!(facts(bare).is_err_and(|problem| problem.contains("about Ann has no prompt")));
     }
 
     #[test]
