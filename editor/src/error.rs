@@ -20,6 +20,11 @@ pub enum Error {
         /// What is wrong with it, as the rest of a sentence.
         problem: String,
     },
+    /// Nothing can be traced of facts that the model does not know.
+    #[error(
+        "the model completes none of these {0} facts with its target, so there is nothing to trace: give more facts, or facts that it knows"
+    )]
+    NothingKnown(usize),
     /// The subject does not stand in the prompt.
     #[error(
         "the subject {subject:?} is not in the prompt {prompt:?}: write `{{}}` in the prompt where the subject stands"

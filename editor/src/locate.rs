@@ -167,12 +167,7 @@ fn window(
 
 fn located(traces: &[Trace], asked: usize, noise: f64, tracing: Tracing) -> Result<Located> {
     if traces.is_empty() {
-        return Err(Error::BadSetting {
-            setting: "facts".to_owned(),
-            problem: format!(
-                "are {asked}, and the model knows none of them: nothing can be traced"
-            ),
-        });
+        return Err(Error::NothingKnown(asked));
     }
     let mean = |of: fn(&Trace) -> f64| traces.iter().map(of).sum::<f64>() / traces.len() as f64;
     let maps: Vec<(Restored, Vec<Effects>)> = Restored::ALL

@@ -70,6 +70,7 @@ fn of_editor(error: &EditorError) -> Code {
         | EditorError::RequestIdReused(_) => Code::InvalidArgument,
         EditorError::UnknownFact(_) => Code::NotFound,
         EditorError::NotActive(_)
+        | EditorError::NothingKnown(_)
         | EditorError::SaidAlready { .. }
         | EditorError::OtherDates(_)
         | EditorError::OtherBase { .. }
