@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result};
-use addenda_disk::{Disk, IoPoint, full};
+use addenda_disk::{Disk, IoPoint};
 
 /// Newest layout that is known here.
 const EXTENT_VERSION: u32 = 1;
@@ -194,12 +194,8 @@ impl ExtentFile {
     }
 
     fn try_write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let Some(part) = self.disk.write(IoPoint::Write, bytes.len())? else {
-            return self.file.write_all_at(bytes, offset);
-        };
-        let (part, _) = bytes.split_at_checked(part).unwrap_or_default();
-        self.file.write_all_at(part, offset)?;
-        Err(full())
+        let write = |bytes: &[u8]| self.file.write_all_at(bytes, offset);
+        self.disk.write_all(bytes, write)
     }
 
     /// Returns when all that was written is on the disk. After an error nothing may be written any more: the system
@@ -270,9 +266,7 @@ impl ExtentFile {
 
 /// Makes the creation and removal of a directory's files durable.
 pub(crate) fn sync_directory(directory: &Path, disk: &Disk) -> Result<()> {
-    disk.step(IoPoint::SyncDirectory)
-        .and_then(|()| File::open(directory))
-        .and_then(|directory| directory.sync_all())
+    disk.sync_directory(directory)
         .map_err(Error::io("sync", directory))
 }
 

@@ -1,10 +1,13 @@
 //! What stands between Addenda and its disk: nothing, or faults that a test or a drill asked for.
 //!
 //! The packet store and the facts' ledger go through here, so that both meet a failing disk in the code that serves.
-//! Owns the points at which a disk can fail, and the plan of when it does. Never touches a file: whoever is about to
-//! asks here first, in the one code there is. Invariant: without a plan nothing is changed and nothing is counted.
+//! Owns the points at which a disk can fail, and the plan of when it does. Never knows what a file holds: whoever is
+//! about to touch one asks here first, in the one code there is. Invariant: without a plan nothing is changed and
+//! nothing is counted.
 
+use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -127,11 +130,34 @@ impl Disk {
         self.write(point, 0).map(drop)
     }
 
-    /// To be asked before `length` bytes are written: how many of them to write before it fails, where it does.
+    /// Writes `bytes` by `write`, or the part of them that comes to the file before the disk fails.
     ///
     /// # Errors
-    /// The fault that is due, where no byte is to be written.
-    pub fn write(&self, point: IoPoint, length: usize) -> io::Result<Option<usize>> {
+    /// The fault that is due, or what `write` meets.
+    pub fn write_all(
+        &self,
+        bytes: &[u8],
+        write: impl FnOnce(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(part) = self.write(IoPoint::Write, bytes.len())? else {
+            return write(bytes);
+        };
+        let (part, _) = bytes.split_at_checked(part).unwrap_or_default();
+        write(part)?;
+        Err(full())
+    }
+
+    /// Makes the creation, removal and renaming of a folder's files durable.
+    ///
+    /// # Errors
+    /// The fault that is due, or the folder's own.
+    pub fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.step(IoPoint::SyncDirectory)?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// How many of `length` bytes to write before the disk fails, where it does.
+    fn write(&self, point: IoPoint, length: usize) -> io::Result<Option<usize>> {
         let Some(fault) = self.0.as_ref().and_then(|faults| faults.next(point)) else {
             return Ok(None);
         };
@@ -149,7 +175,6 @@ impl Disk {
 }
 
 /// ENOSPC.
-#[must_use]
-pub fn full() -> io::Error {
+fn full() -> io::Error {
     rustix::io::Errno::NOSPC.into()
 }

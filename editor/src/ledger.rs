@@ -203,12 +203,8 @@ impl Ledger {
     /// more: the system may have dropped what it could not write, and the next sync would not say so.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.file.seek(SeekFrom::End(0))?;
-        if let Some(part) = self.disk.write(IoPoint::Write, bytes.len())? {
-            let (part, _) = bytes.split_at_checked(part).unwrap_or_default();
-            self.file.write_all(part)?;
-            return Err(addenda_disk::full());
-        }
-        self.file.write_all(bytes)?;
+        self.disk
+            .write_all(bytes, |bytes| self.file.write_all(bytes))?;
         self.sync()
     }
 
@@ -279,9 +275,7 @@ impl Ledger {
 
 /// Makes the names in a folder durable.
 pub(crate) fn sync_directory(dir: &Path, disk: &Disk) -> Result<()> {
-    disk.step(IoPoint::SyncDirectory)
-        .and_then(|()| File::open(dir))
-        .and_then(|dir| dir.sync_all())
+    disk.sync_directory(dir)
         .map_err(Error::io("sync the folder", dir))
 }
 

@@ -77,12 +77,7 @@ impl Snapshot {
         let write = || {
             disk.step(IoPoint::Create)?;
             let mut file = File::create(&new)?;
-            if let Some(part) = disk.write(IoPoint::Write, bytes.len())? {
-                let (part, _) = bytes.split_at_checked(part).unwrap_or_default();
-                file.write_all(part)?;
-                return Err(addenda_disk::full());
-            }
-            file.write_all(&bytes)?;
+            disk.write_all(&bytes, |bytes| file.write_all(bytes))?;
             disk.step(IoPoint::Sync)?;
             file.sync_all()?;
             std::fs::rename(&new, &path)
