@@ -16,6 +16,7 @@ mod grpc;
 mod http;
 mod jobs;
 mod limits;
+mod memory;
 mod metrics;
 mod packets;
 pub mod process;

@@ -7,7 +7,7 @@
 //! The weights never change but through [`Transformer::install`].
 
 use crate::config::{ModelConfig, RopeScaling};
-use crate::decode::{Copy, Packed, Packing, Rows, Turn, packed, rows_of};
+use crate::decode::{Copy, Packed, Packing, Rows, Team, Turn, packed, rows_of};
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
 use crate::layers::block::Block;
@@ -16,7 +16,6 @@ use crate::layers::rope::Rope;
 use crate::taps::{Overlay, Pass};
 use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
 use crate::weights::Weights;
-use rayon::ThreadPool;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
@@ -53,7 +52,7 @@ pub struct Transformer {
     /// The output matrix once more, for decode steps.
     packed_output: Option<Packed>,
     /// The threads of decode steps, started at the first.
-    pub(crate) pool: OnceCell<ThreadPool>,
+    pub(crate) team: OnceCell<Team>,
 }
 
 impl Transformer {
@@ -105,7 +104,7 @@ impl Transformer {
                 false => usize::MAX,
             },
             packed_output: None,
-            pool: OnceCell::new(),
+            team: OnceCell::new(),
         })
     }
 
@@ -140,7 +139,7 @@ impl Transformer {
             kind,
             widen_from: self.widen_from,
             packed_output: None,
-            pool: OnceCell::new(),
+            team: OnceCell::new(),
         })
     }
 
@@ -157,12 +156,28 @@ impl Transformer {
                 "weights are packed for the CPU only; leave `weights` at \"auto\" here".to_owned(),
             ));
         }
-        self.packed_output = packed(&self.output, packing)?;
+        // Four bits of the output matrix cost more than those of all others (see ARCHITECTURE.md).
+        self.packed_output = packed(&self.output, packing.map(|_| Packing::Int8))?;
         let mut bytes = self.packed_output.as_ref().map_or(0, Packed::bytes);
         for block in &mut self.blocks {
             bytes += block.pack(packing)?;
         }
         Ok(bytes)
+    }
+
+    /// The packing that suits the weights: 4 bits where that changes no more than rounding to bf16, as with
+    /// a GGUF's own of Q4_1, else 8.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn suitable_packing(&self) -> Result<Packing> {
+        let _guard = NoGrad::new();
+        for block in &self.blocks {
+            if !block.mlp.lies_on_four_bits()? {
+                return Ok(Packing::Int8);
+            }
+        }
+        Ok(Packing::Int4)
     }
 
     /// Whether decode steps read packed weights.

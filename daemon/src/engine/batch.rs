@@ -1,11 +1,41 @@
 //! Who takes part in the next round: every decoding sequence, and one that prefills.
 //!
-//! Owns the choice, not the computing.
+//! Owns the choice, not the computing; also how much of a prompt is computed while others wait.
+
+use std::time::Duration;
 
 use crate::engine::sequence::{Phase, Sequence};
 
-/// Tokens of a prefill step while others decode or edit: bounds how long those wait.
-const CHUNK_BESIDE_OTHERS: usize = 128;
+/// Tokens of a prefill step while others decode or edit: at least, and at most.
+const LEAST_BESIDE: usize = 16;
+const MOST_BESIDE: usize = 128;
+/// What decoding sequences wait for somebody's prompt, against their own step's time.
+const SHARE: f64 = 1.5;
+
+/// Tokens of a prefill step beside others: learned from how long these steps and decode steps take, so
+/// that whoever decodes waits about as long for the prompt as for its own step, on any machine.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    tokens: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            tokens: LEAST_BESIDE,
+        }
+    }
+}
+
+impl Pace {
+    /// A prefill step of this pace took so long, and the decode step of the same round.
+    pub(crate) fn learn(&mut self, prefill: Duration, decode: Duration) {
+        let wanted = decode.as_secs_f64() * SHARE / prefill.as_secs_f64().max(1e-6);
+        // Down at once, up slowly: a step that had nothing to compute says little.
+        let tokens = self.tokens as f64 * wanted.clamp(0.25, 1.25);
+        self.tokens = (tokens.round() as usize).clamp(LEAST_BESIDE, MOST_BESIDE);
+    }
+}
 
 /// The next round.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -42,19 +72,38 @@ impl Round {
     }
 
     /// Tokens that a prefill step may compute in this round.
-    pub(crate) fn chunk(&self, alone: usize, others_wait: bool) -> usize {
+    pub(crate) fn chunk(&self, alone: usize, others_wait: bool, pace: &Pace) -> usize {
         if self.decode.is_empty() && !others_wait {
             alone
         } else {
-            alone.min(CHUNK_BESIDE_OTHERS)
+            alone.min(pace.tokens)
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Round;
+    use super::{LEAST_BESIDE, MOST_BESIDE, Pace, Round};
     use crate::engine::sequence::Phase::{Decode, Paused, Prefill};
+    use std::time::Duration;
+
+    /// Steps of `a + b · tokens` ms beside decode steps of `decode` ms: what the pace comes to.
+    fn settled(a: f64, b: f64, decode: f64) -> usize {
+        let mut pace = Pace::default();
+        for _ in 0..50 {
+            let prefill = Duration::from_secs_f64((a + b * pace.tokens as f64) / 1e3);
+            pace.learn(prefill, Duration::from_secs_f64(decode / 1e3));
+        }
+        pace.tokens
+    }
+
+    #[test]
+    fn a_prompt_takes_about_as_long_as_those_who_decode_beside_it() {
+        // 10 + 1 · 50 ms are one and a half times 40.
+        assert!((45..=55).contains(&settled(10.0, 1.0, 40.0)));
+        assert_eq!(settled(10.0, 5.0, 10.0), LEAST_BESIDE);
+        assert_eq!(settled(0.1, 0.01, 40.0), MOST_BESIDE);
+    }
 
     #[test]
     fn prompts_take_turns_while_all_others_decode() {
@@ -63,7 +112,11 @@ mod tests {
         assert_eq!((first.decode.clone(), first.prefill), (vec![1, 4], Some(2)));
         let second = Round::of(phases.into_iter(), 2);
         assert_eq!(second.prefill, Some(0));
-        assert_eq!(first.chunk(512, false), 128);
+        let pace = Pace::default();
+        assert_eq!(first.chunk(512, false, &pace), LEAST_BESIDE);
+        let alone = Round::of([Prefill].into_iter(), 0);
+        assert_eq!(alone.chunk(512, false, &pace), 512);
+        assert_eq!(alone.chunk(512, true, &pace), LEAST_BESIDE);
     }
 
     #[test]

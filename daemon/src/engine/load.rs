@@ -10,7 +10,7 @@ use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Packing, Tokenizer, T
 use tch::{Device, Kind};
 
 use crate::adapters::library::Library;
-use crate::config::{Config, DeviceChoice, DtypeChoice, EditSettings, WeightsChoice};
+use crate::config::{Config, DeviceChoice, DtypeChoice, EditSettings, WeightsChoice, format_bytes};
 use crate::digest::Digest;
 use crate::engine::edit::Bench;
 use crate::engine::wear::Worn;
@@ -49,7 +49,7 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
     let tokenizer = Arc::new(files.tokenizer);
     let model_config = files.config.clone();
     let mut model = Transformer::load(files.config, files.weights, device, kind)?;
-    let (packing, weights) = weights(config.weights, device, kind);
+    let (packing, weights) = weights(config, &model)?;
     let packed = model.pack(packing)?;
     tracing::info!(
         path = %setup.model_path.display(),
@@ -122,18 +122,33 @@ fn kind(choice: DtypeChoice, device: Device) -> Kind {
 }
 
 /// What decode steps read, and that in words.
-fn weights(choice: WeightsChoice, device: Device, kind: Kind) -> (Option<Packing>, String) {
-    let own = addenda_model::tensor::kind_name(kind);
-    match choice {
-        WeightsChoice::Int8 => (Some(Packing::Int8), "int8".to_owned()),
-        WeightsChoice::Int4 => (Some(Packing::Int4), "int4".to_owned()),
-        WeightsChoice::F32 | WeightsChoice::Bf16 => (None, own.to_owned()),
-        WeightsChoice::Auto if device == Device::Cpu => {
-            let why = format!("{own} (auto: as loaded; int8 has half of bf16's bytes to read)");
-            (None, why)
+fn weights(config: &Config, model: &Transformer) -> Result<(Option<Packing>, String)> {
+    let own = addenda_model::tensor::kind_name(model.kind());
+    let packed = model.parameters() * 17 / 16;
+    let why = match config.weights {
+        WeightsChoice::Int8 => return Ok((Some(Packing::Int8), "int8".to_owned())),
+        WeightsChoice::Int4 => return Ok((Some(Packing::Int4), "int4".to_owned())),
+        WeightsChoice::F32 | WeightsChoice::Bf16 => return Ok((None, own.to_owned())),
+        WeightsChoice::Auto if model.device() != Device::Cpu => "on this device".to_owned(),
+        WeightsChoice::Auto if config.dtype == DtypeChoice::F32 => {
+            "since dtype f32 was asked for".to_owned()
         }
-        WeightsChoice::Auto => (None, format!("{own} (auto: as loaded, on this device)")),
-    }
+        WeightsChoice::Auto => match crate::memory::available() {
+            Some(available) if available < 2 * packed => {
+                let (packed, available) = (format_bytes(packed), format_bytes(available));
+                format!("int8 would take {packed} more, of {available} that are left")
+            }
+            _ => {
+                let packing = model.suitable_packing()?;
+                let why = match packing {
+                    Packing::Int4 => "int4 (auto: the model's own values are on 4 bits)".to_owned(),
+                    Packing::Int8 => format!("int8 (auto: fewer bytes to read than {own})"),
+                };
+                return Ok((Some(packing), why));
+            }
+        },
+    };
+    Ok((None, format!("{own} (auto: as loaded, {why})")))
 }
 
 /// Whether this processor multiplies bf16 itself; elsewhere f32 is faster.

@@ -13,7 +13,7 @@ use addenda_model::{Input, Tokenizer, Transformer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::batch::Round;
+use crate::engine::batch::{Pace, Round};
 use crate::engine::build::Building;
 use crate::engine::command::{Command, Forget, Ticket, Under, View, Waiting};
 use crate::engine::decode;
@@ -60,6 +60,7 @@ pub(crate) struct Floor {
     beside_edit: bool,
     /// The place that prefilled last.
     turn: usize,
+    pace: Pace,
     under: Under,
 }
 
@@ -85,6 +86,7 @@ impl Floor {
             build_after: Instant::now(),
             beside_edit: false,
             turn: 0,
+            pace: Pace::default(),
             under,
         }
     }
@@ -300,7 +302,9 @@ impl Floor {
         let kv_bytes = self.sequences.iter().map(Sequence::kv_bytes).sum();
         self.metrics.holds(self.sequences.len(), kv_bytes);
         let both = (model, &*self.tokenizer, &*self.metrics);
+        let started = Instant::now();
         let (stepped, others) = decode::step(&mut self.sequences, &round.decode, both);
+        let decoded = started.elapsed();
         let mut ended = Vec::new();
         let mut look = |place: usize, result: Result<Option<Outcome>>| match result {
             Ok(None) => {}
@@ -315,7 +319,7 @@ impl Floor {
             tokenizer: &self.tokenizer,
             shelf: &mut self.shelf,
             prefixes: &mut self.prefixes,
-            chunk: round.chunk(self.chunk, self.beside_edit),
+            chunk: round.chunk(self.chunk, self.beside_edit, &self.pace),
         };
         for &place in others.iter().chain(&round.prefill) {
             let Some(sequence) = self.sequences.get_mut(place) else {
@@ -324,6 +328,9 @@ impl Floor {
             let span = sequence.ticket.span.clone();
             let _span = span.enter();
             look(place, guard(|| sequence.step(&mut stage)));
+        }
+        if round.prefill.is_some() && !round.decode.is_empty() {
+            self.pace.learn(started.elapsed() - decoded, decoded);
         }
         // From the back, so that the places before stay right.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
@@ -346,7 +353,7 @@ impl Floor {
         let Some(mut building) = self.building.take() else {
             return;
         };
-        let chunk = round.chunk(self.chunk, self.beside_edit || busy);
+        let chunk = round.chunk(self.chunk, self.beside_edit || busy, &self.pace);
         let span = building.ticket.span.clone();
         let _span = span.enter();
         match guard(|| building.step(view, chunk)) {

@@ -4,12 +4,15 @@
 //! as they were stored. Long contexts are cut into pieces that threads share; the pieces' softmaxes
 //! are merged exactly, always in the same order, so the result does not depend on the threads.
 
-use super::product::inner;
-use super::wide::{LANES, Numbers, Vector, Work, load, widest};
-use rayon::prelude::{IntoParallelIterator, ParallelIterator};
+use super::team::Crew;
+use super::wide::{LANES, Numbers, Vector, Work, ahead, load, widest};
 
 /// Keys of one piece.
-const PIECE: usize = 512;
+const PIECE: usize = 256;
+/// Queries that share one reading of keys and values.
+const FEW: usize = 4;
+/// Vectors of a value that are read at once.
+const WIDE: usize = 4;
 
 /// A stretch of one layer's context: keys and values of all heads, `[kv_heads, rows, head_dim]` each,
 /// of which rows `from .. from + tokens` are seen.
@@ -58,24 +61,17 @@ pub(crate) struct Sequence<'a, E> {
 }
 
 /// Attention of every sequence's token; `out [sequences, heads · head_dim]`.
-pub(crate) fn attend<E: Numbers>(sequences: &[Sequence<'_, E>], out: &mut [f32]) {
-    let pieces = pieces(sequences);
-    let work = |piece: &Piece| {
-        widest(Reading {
-            sequences,
-            piece: *piece,
-        })
-    };
-    // Handing out less than a piece for each of two threads costs more than it saves.
-    let keys: usize = pieces.iter().map(|piece| piece.tokens).sum();
-    let seen: Vec<Seen> = if keys < PIECE {
-        pieces.iter().map(work).collect()
-    } else {
-        pieces
-            .into_par_iter()
-            .map(|piece| work(&piece))
-            .collect::<Vec<_>>()
-    };
+pub(crate) fn attend<E: Numbers>(
+    crew: &mut Crew<'_>,
+    sequences: &[Sequence<'_, E>],
+    out: &mut [f32],
+) {
+    let mut seen = pieces(sequences);
+    crew.chunks(&mut seen, 1, |_, seen| {
+        for seen in seen {
+            widest(Reading { sequences, seen });
+        }
+    });
     for (index, (sequence, out)) in sequences.iter().zip(rows(out, sequences)).enumerate() {
         let Queries {
             heads,
@@ -104,18 +100,24 @@ fn rows<'o, E>(
     out.chunks_exact_mut(width.max(1))
 }
 
-fn pieces<E>(sequences: &[Sequence<'_, E>]) -> Vec<Piece> {
+/// All pieces, of which nothing is seen yet.
+fn pieces<E>(sequences: &[Sequence<'_, E>]) -> Vec<Seen> {
     let mut pieces = Vec::new();
     for (sequence, work) in sequences.iter().enumerate() {
         for kv_head in 0..work.queries.kv_heads {
             for (stretch, seen) in work.stretches.iter().enumerate() {
                 for start in (0..seen.tokens).step_by(PIECE) {
-                    pieces.push(Piece {
+                    let piece = Piece {
                         sequence,
                         kv_head,
                         stretch,
                         from: seen.from + start,
                         tokens: PIECE.min(seen.tokens - start),
+                    };
+                    pieces.push(Seen {
+                        piece,
+                        weights: Vec::new(),
+                        values: Vec::new(),
                     });
                 }
             }
@@ -127,31 +129,27 @@ fn pieces<E>(sequences: &[Sequence<'_, E>]) -> Vec<Piece> {
 /// The reading of one piece.
 struct Reading<'a, 'b, E> {
     sequences: &'a [Sequence<'b, E>],
-    piece: Piece,
+    seen: &'a mut Seen,
 }
 
 impl<E: Numbers> Work for Reading<'_, '_, E> {
-    type Output = Seen;
+    type Output = ();
 
     #[inline(always)]
-    fn run<V: Vector>(self) -> Seen {
-        read::<V, E>(self.sequences, self.piece)
+    fn run<V: Vector>(self) {
+        read::<V, E>(self.sequences, self.seen);
     }
 }
 
 /// The queries of one key-value head over one piece.
 #[inline(always)]
-fn read<V: Vector, E: Numbers>(sequences: &[Sequence<'_, E>], piece: Piece) -> Seen {
-    let nothing = Seen {
-        piece,
-        weights: Vec::new(),
-        values: Vec::new(),
-    };
+fn read<V: Vector, E: Numbers>(sequences: &[Sequence<'_, E>], seen: &mut Seen) {
+    let piece = seen.piece;
     let Some(sequence) = sequences.get(piece.sequence) else {
-        return nothing;
+        return;
     };
     let Some(stretch) = sequence.stretches.get(piece.stretch) else {
-        return nothing;
+        return;
     };
     let queries = &sequence.queries;
     let width = queries.head_dim;
@@ -164,113 +162,157 @@ fn read<V: Vector, E: Numbers>(sequences: &[Sequence<'_, E>], piece: Piece) -> S
     let keys = stretch.keys.get(lie.clone()).unwrap_or_default();
     let values = stretch.values.get(lie).unwrap_or_default();
 
-    // Scores and then weights, `[queries, keys]`: a key is read once for all queries of its group.
-    let mut scores = vec![0.0_f32; group * piece.tokens];
-    for (index, key) in keys.chunks_exact(width.max(1)).enumerate() {
-        let scores = scores.chunks_exact_mut(piece.tokens.max(1));
-        for (query, scores) in own.chunks_exact(width.max(1)).zip(scores) {
-            if let Some(score) = scores.get_mut(index) {
-                *score = inner::<V, E>(query, key);
-            }
-        }
-    }
-    let mut weights = Vec::with_capacity(group);
-    for scores in scores.chunks_exact_mut(piece.tokens.max(1)) {
-        weights.push(weigh::<V>(scores));
-    }
-    let mut gathered = vec![0.0_f32; group * width];
-    let fours = scores.chunks(4 * piece.tokens.max(1));
-    for (weights, to) in fours.zip(gathered.chunks_mut(4 * width.max(1))) {
-        gather::<V, E>(values, weights, to, (piece.tokens, width));
-    }
-    Seen {
-        piece,
-        weights,
-        values: gathered,
+    seen.values.resize(group * width, 0.0);
+    let few = own.chunks(FEW * width.max(1));
+    for (own, to) in few.zip(seen.values.chunks_mut(FEW * width.max(1))) {
+        let lie = (piece.tokens, width);
+        let weights = match own.len() / width.max(1) {
+            1 => read_few::<V, E, 1>(own, keys, values, to, lie),
+            2 => read_few::<V, E, 2>(own, keys, values, to, lie),
+            3 => read_few::<V, E, 3>(own, keys, values, to, lie),
+            _ => read_few::<V, E, FEW>(own, keys, values, to, lie),
+        };
+        seen.weights
+            .extend(weights.into_iter().take(own.len() / width.max(1)));
     }
 }
 
-/// Turns scores into exponentials below the largest, which is given back with their sum.
+/// `N` queries over one piece of `(tokens, width)`: writes Σ weight · value of each to `to [N, width]` and
+/// gives the largest score of each and the sum of its weights; zeros behind the last.
 #[inline(always)]
-fn weigh<V: Vector>(scores: &mut [f32]) -> (f32, f32) {
+#[expect(
+    clippy::indexing_slicing,
+    clippy::needless_range_loop,
+    reason = "arrays of N are counted through: iterators over them keep vectors in memory"
+)]
+fn read_few<V: Vector, E: Numbers, const N: usize>(
+    queries: &[f32],
+    keys: &[E],
+    values: &[E],
+    to: &mut [f32],
+    (tokens, width): (usize, usize),
+) -> [(f32, f32); FEW] {
+    let mut own = [&[][..]; N];
+    for n in 0..N {
+        own[n] = &queries[n * width..(n + 1) * width];
+    }
+    // Scores, and then weights, of sixteen tokens at a time: `[tokens / 16, N]`.
+    let mut scores = Vec::with_capacity(tokens.div_ceil(LANES));
+    for keys in keys.chunks(LANES * width) {
+        scores.push(score::<V, E, N>(own, keys));
+    }
+    let mut all = [(0.0, 0.0); FEW];
+    for n in 0..N {
+        all[n] = weigh::<V, N>(&mut scores, n, tokens);
+    }
+    let mut at = 0;
+    while at < width {
+        if at + WIDE * LANES <= width {
+            gather::<V, E, N, WIDE>(values, &scores, to, (at, width));
+            at += WIDE * LANES;
+        } else {
+            gather::<V, E, N, 1>(values, &scores, to, (at, width));
+            at += LANES;
+        }
+    }
+    all
+}
+
+/// The scores of `N` queries over up to sixteen `keys`; zeros behind the last.
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "see `read_few`")]
+fn score<V: Vector, E: Numbers, const N: usize>(
+    queries: [&[f32]; N],
+    keys: &[E],
+) -> [[f32; LANES]; N] {
+    let width = queries[0].len();
+    let mut products = [[V::splat(0.0); LANES]; N];
+    for (place, key) in keys.chunks_exact(width).enumerate().take(LANES) {
+        ahead(key);
+        let mut totals = [V::splat(0.0); N];
+        let mut at = 0;
+        while at < width {
+            let key: V = load(&key[at..]);
+            for n in 0..N {
+                totals[n] = load::<V, f32>(&queries[n][at..]).multiply_add(key, totals[n]);
+            }
+            at += LANES;
+        }
+        for n in 0..N {
+            products[n][place] = totals[n];
+        }
+    }
+    let mut scores = [[0.0; LANES]; N];
+    for n in 0..N {
+        V::sums(&products[n]).store(&mut scores[n]);
+    }
+    scores
+}
+
+/// Turns the scores of query `n` into exponentials below the largest, which is given back with their sum.
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "`n` is below `N`")]
+fn weigh<V: Vector, const N: usize>(
+    scores: &mut [[[f32; LANES]; N]],
+    n: usize,
+    tokens: usize,
+) -> (f32, f32) {
+    let rest = tokens % LANES;
+    if let (Some(last), true) = (scores.last_mut(), rest > 0) {
+        last[n][rest..].fill(f32::NEG_INFINITY);
+    }
+    let mut most = V::splat(f32::NEG_INFINITY);
+    for scores in &*scores {
+        most = most.at_least(V::load(&scores[n]));
+    }
+    let mut lanes = [0.0_f32; LANES];
+    most.store(&mut lanes);
     let mut largest = f32::NEG_INFINITY;
-    for score in &*scores {
-        largest = largest.max(*score);
+    for lane in lanes {
+        largest = largest.max(lane);
     }
     let below = V::splat(-largest);
     let mut sum = V::splat(0.0);
-    let (whole, rest) = scores.as_chunks_mut();
-    for scores in whole {
-        let weights = V::load(scores).plus(below).exp();
-        weights.store(scores);
+    for scores in &mut *scores {
+        let weights = V::load(&scores[n]).plus(below).exp();
+        weights.store(&mut scores[n]);
         sum = sum.plus(weights);
     }
-    let mut sum = sum.sum();
-    let mut last = [f32::NEG_INFINITY; LANES];
-    for (last, score) in last.iter_mut().zip(&*rest) {
-        *last = *score;
-    }
-    V::load(&last).plus(below).exp().store(&mut last);
-    for (score, weight) in rest.iter_mut().zip(last) {
-        *score = weight;
-        sum += weight;
-    }
-    (largest, sum)
+    (largest, sum.sum())
 }
 
-/// Σ weight · value of up to four queries: `weights [queries, tokens]`, `to [queries, width]`.
+/// Σ weight · value of `N` queries: `C` vectors from `at` on of `to [N, width]`.
 #[inline(always)]
-fn gather<V: Vector, E: Numbers>(
+#[expect(clippy::indexing_slicing, reason = "see `read_few`")]
+fn gather<V: Vector, E: Numbers, const N: usize, const C: usize>(
     values: &[E],
-    weights: &[f32],
+    weights: &[[[f32; LANES]; N]],
     to: &mut [f32],
-    (tokens, width): (usize, usize),
+    (at, width): (usize, usize),
 ) {
-    let mut rows = [&[][..]; 4];
-    for (row, weights) in rows.iter_mut().zip(weights.chunks_exact(tokens.max(1))) {
-        *row = weights;
+    let mut totals = [[V::splat(0.0); C]; N];
+    for (values, weights) in values.chunks(LANES * width).zip(weights) {
+        for (place, value) in values.chunks_exact(width).enumerate().take(LANES) {
+            ahead(&value[at..]);
+            for c in 0..C {
+                let value: V = load(&value[at + c * LANES..]);
+                for n in 0..N {
+                    let weight = V::splat(weights[n][place]);
+                    totals[n][c] = value.multiply_add(weight, totals[n][c]);
+                }
+            }
+        }
     }
-    let count = weights.len() / tokens.max(1);
-    for at in (0..width).step_by(LANES) {
-        let lanes = LANES.min(width - at);
-        let totals: [V; 4] = match count {
-            1 => gather_lanes::<V, E, 1>(values, rows, at, width),
-            2 => gather_lanes::<V, E, 2>(values, rows, at, width),
-            3 => gather_lanes::<V, E, 3>(values, rows, at, width),
-            _ => gather_lanes::<V, E, 4>(values, rows, at, width),
-        };
-        for (total, to) in totals.into_iter().zip(to.chunks_exact_mut(width)) {
+    for n in 0..N {
+        for c in 0..C {
             let mut numbers = [0.0; LANES];
-            total.store(&mut numbers);
-            let to = to.get_mut(at..at + lanes).unwrap_or_default();
+            totals[n][c].store(&mut numbers);
+            let to = &mut to[n * width..(n + 1) * width][at + c * LANES..];
             for (to, number) in to.iter_mut().zip(numbers) {
                 *to = number;
             }
         }
     }
-}
-
-/// The sixteen numbers from `at` on, of the first `N` queries.
-#[inline(always)]
-#[expect(
-    clippy::indexing_slicing,
-    reason = "arrays of N are counted through: iterators over them keep vectors in memory"
-)]
-fn gather_lanes<V: Vector, E: Numbers, const N: usize>(
-    values: &[E],
-    weights: [&[f32]; 4],
-    at: usize,
-    width: usize,
-) -> [V; 4] {
-    let mut totals = [V::splat(0.0); 4];
-    for (index, value) in values.chunks_exact(width).enumerate() {
-        let value: V = load(value.get(at..).unwrap_or_default());
-        for n in 0..N {
-            let weight = weights[n].get(index).copied().unwrap_or(0.0);
-            totals[n] = value.multiply_add(V::splat(weight), totals[n]);
-        }
-    }
-    totals
 }
 
 /// What one query of a group got from all pieces, as if they had been one.

@@ -1,19 +1,22 @@
 //! Weights in 8 and 4 bits, for decode steps.
 //!
-//! Owns the packed formats, which live in memory only. Both are per row in groups of [`GROUP`]
-//! inputs, as llama.cpp's Q8_0 and Q4_1 have them, so that a GGUF's own values survive:
+//! Owns the packed formats, which live in memory only. A row is in groups of [`GROUP`] inputs, as
+//! llama.cpp's Q8_0 and Q4_1 have them, with steps in f16 as theirs are: what a GGUF has in such groups
+//! comes out as it was.
 //! - int8: `w ≈ q · scale`, q in −127 … 127;
-//! - int4: `w ≈ q · scale + low`, q in 0 … 15, two to a byte: the group's first half in the low
-//!   nibbles, its second half in the high ones.
+//! - int4: `w ≈ q · scale + low`, q in 0 … 15.
 //!
-//! Scale and low are bf16 and are rounded before q is chosen, so their rounding costs no accuracy
-//! but a wider step.
+//! Sixteen rows lie together, a group of all of them and then the next (see [`EightBits`] and
+//! [`FourBits`]): one instruction multiplies four inputs of each.
 
-use super::rows::{GROUP, Rows};
-use super::wide::LANES;
-use crate::tensor::Element;
-use half::bf16;
-use rayon::prelude::{IndexedParallelIterator, ParallelIterator, ParallelSlice, ParallelSliceMut};
+use super::rows::{Eights, Fours, Rows};
+use super::wide::{EightBits, FourBits, GROUP, LANES, ROUND};
+use half::f16;
+use rayon::prelude::{IntoParallelIterator, ParallelIterator};
+use std::ops::RangeInclusive;
+
+/// Inputs of a slice.
+const FOUR: usize = 4;
 
 /// How the decode steps' copy of the weights is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,204 +29,277 @@ pub enum Packing {
 
 /// Weights `[outputs, inputs]`, packed.
 pub(crate) struct Packed {
-    inputs: usize,
+    /// In a row.
+    groups: usize,
     data: Data,
 }
 
+/// Each of `[blocks of sixteen rows, groups]`; rows that a last block lacks are zeros.
 enum Data {
     Int8 {
-        numbers: Vec<i8>,
-        scales: Vec<bf16>,
+        numbers: Vec<EightBits>,
+        scales: Vec<[f16; LANES]>,
     },
     Int4 {
-        pairs: Vec<u8>,
-        scales: Vec<bf16>,
-        lows: Vec<bf16>,
+        pairs: Vec<FourBits>,
+        scales: Vec<[f16; LANES]>,
+        lows: Vec<[f16; LANES]>,
     },
 }
 
 impl Packed {
-    /// Packs `weights [outputs, inputs]`, row-major; `None` where rows don't divide into groups.
+    /// Packs `weights [outputs, inputs]`, row-major; `None` where rows don't divide into groups, or
+    /// a weight is beyond f16.
     pub(crate) fn new(weights: &[f32], inputs: usize, packing: Packing) -> Option<Self> {
-        if inputs == 0 || !inputs.is_multiple_of(GROUP) {
+        let within = |weight: &f32| weight.abs() <= f16::MAX.to_f32();
+        if inputs == 0 || !inputs.is_multiple_of(GROUP) || !weights.iter().all(within) {
             return None;
         }
-        let data = match packing {
-            Packing::Int8 => int8(weights),
-            Packing::Int4 => int4(weights),
+        let groups = inputs / GROUP;
+        let outputs = weights.len() / inputs;
+        let blocks = (0..outputs.div_ceil(LANES) * groups).into_par_iter();
+        let group = |place: usize| Sixteen {
+            weights,
+            inputs,
+            first: place / groups * LANES,
+            from: place % groups * GROUP,
         };
-        Some(Self { inputs, data })
+        let data = match packing {
+            Packing::Int8 => {
+                let (numbers, scales) = blocks.map(|place| group(place).int8()).unzip();
+                Data::Int8 { numbers, scales }
+            }
+            Packing::Int4 => {
+                let packed = blocks.map(|place| group(place).int4());
+                let (pairs, (scales, lows)) = packed.unzip();
+                Data::Int4 {
+                    pairs,
+                    scales,
+                    lows,
+                }
+            }
+        };
+        Some(Self { groups, data })
     }
 
     /// Bytes of memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.data {
-            Data::Int8 { numbers, scales } => numbers.len() + 2 * scales.len(),
+            Data::Int8 { numbers, scales } => size_of_val(&**numbers) + size_of_val(&**scales),
             Data::Int4 {
                 pairs,
                 scales,
                 lows,
-            } => pairs.len() + 2 * (scales.len() + lows.len()),
+            } => size_of_val(&**pairs) + size_of_val(&**scales) + size_of_val(&**lows),
+        }
+    }
+
+    /// What packing `weights` changed, root mean square, against the weights' own.
+    pub(crate) fn loss(&self, weights: &[f32]) -> f64 {
+        let inputs = (self.groups * GROUP).max(1);
+        let (mut lost, mut all) = (0.0, 0.0);
+        for (place, weight) in weights.iter().enumerate() {
+            let found = self.weight(place / inputs, place % inputs);
+            let (weight, found) = (f64::from(*weight), found.map_or(0.0, f64::from));
+            lost += (found - weight) * (found - weight);
+            all += weight * weight;
+        }
+        (lost / all.max(f64::MIN_POSITIVE)).sqrt()
+    }
+
+    /// One weight, as it is packed.
+    fn weight(&self, row: usize, input: usize) -> Option<f32> {
+        let place = row / LANES * self.groups + input / GROUP;
+        let (lane, within) = (row % LANES, input % GROUP);
+        let scale = |scales: &[[f16; LANES]]| Some(scales.get(place)?.get(lane)?.to_f32());
+        let byte = |half: usize| (half / FOUR, lane * FOUR + half % FOUR);
+        match &self.data {
+            Data::Int8 { numbers, scales } => {
+                let (slice, at) = byte(within);
+                let number = numbers.get(place)?.get(slice)?.get(at)?;
+                Some(f32::from(*number) * scale(scales)?)
+            }
+            Data::Int4 {
+                pairs,
+                scales,
+                lows,
+            } => {
+                let half = within % (GROUP / 2);
+                let (slice, at) = byte(half);
+                let pair = pairs.get(place)?.get(slice)?.get(at)?;
+                let number = if within == half { pair & 15 } else { pair >> 4 };
+                Some(f32::from(number) * scale(scales)? + scale(lows)?)
+            }
         }
     }
 
     /// To be read.
     pub(crate) fn rows(&self) -> Rows<'_> {
-        let inputs = self.inputs;
+        let groups = self.groups;
         match &self.data {
-            Data::Int8 { numbers, scales } => Rows::Int8 {
-                inputs,
+            Data::Int8 { numbers, scales } => Rows::Int8(Eights {
+                groups,
                 numbers,
                 scales,
-            },
+            }),
             Data::Int4 {
                 pairs,
                 scales,
                 lows,
-            } => Rows::Int4 {
-                inputs,
+            } => Rows::Int4(Fours {
+                groups,
                 pairs,
                 scales,
                 lows,
-            },
+            }),
         }
     }
 }
 
-fn int8(weights: &[f32]) -> Data {
-    let mut numbers = vec![0_i8; weights.len()];
-    let mut scales = vec![bf16::ZERO; weights.len() / GROUP];
-    let groups = weights.par_chunks(GROUP).zip(numbers.par_chunks_mut(GROUP));
-    groups
-        .zip(scales.par_chunks_mut(1))
-        .for_each(|((weights, numbers), scale)| {
-            let largest = weights.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
-            let step = above(largest / 127.0);
-            for (number, weight) in numbers.iter_mut().zip(weights) {
-                *number = steps(*weight, step, 127.0) as i8;
-            }
-            scale.fill(step);
-        });
-    Data::Int8 { numbers, scales }
+/// One group of sixteen rows of `weights`.
+struct Sixteen<'a> {
+    weights: &'a [f32],
+    inputs: usize,
+    /// The first row.
+    first: usize,
+    /// The group's first input.
+    from: usize,
 }
 
-fn int4(weights: &[f32]) -> Data {
-    let groups = weights.len() / GROUP;
-    let mut pairs = vec![0_u8; weights.len() / 2];
-    let mut bounds = vec![(bf16::ZERO, bf16::ZERO); groups];
-    weights
-        .par_chunks(GROUP)
-        .zip(pairs.par_chunks_mut(LANES))
-        .zip(bounds.par_chunks_mut(1))
-        .for_each(|((weights, pairs), bound)| {
+impl<'a> Sixteen<'a> {
+    /// The rows that there are: up to sixteen.
+    fn rows(&self) -> impl Iterator<Item = &'a [f32]> {
+        let rows = self.weights.chunks_exact(self.inputs).skip(self.first);
+        let from = self.from;
+        rows.take(LANES)
+            .filter_map(move |row| row.get(from..from + GROUP))
+    }
+
+    fn int8(&self) -> (EightBits, [f16; LANES]) {
+        let mut numbers = [[0; _]; _];
+        let mut scales = [f16::ZERO; LANES];
+        for ((row, weights), scale) in self.rows().enumerate().zip(&mut scales) {
+            let largest = weights.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
+            *scale = f16::from_f32(largest / 127.0);
+            let number = |weight: f32| steps(weight, *scale, -127.0..=127.0) as i8;
+            for (slice, weights) in numbers.iter_mut().zip(weights.chunks_exact(FOUR)) {
+                for (own, weight) in of_row(slice, row).zip(weights) {
+                    *own = number(*weight);
+                }
+            }
+        }
+        (numbers, scales)
+    }
+
+    fn int4(&self) -> (FourBits, ([f16; LANES], [f16; LANES])) {
+        let mut pairs = [[0; _]; _];
+        let mut scales = [f16::ZERO; LANES];
+        let mut lows = [f16::ZERO; LANES];
+        let steps_and_lows = scales.iter_mut().zip(&mut lows);
+        for ((row, weights), (scale, low)) in self.rows().enumerate().zip(steps_and_lows) {
             let lowest = weights.iter().copied().fold(f32::INFINITY, f32::min);
             let highest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let low = below(lowest);
-            let step = above((highest - low.widen()) / 15.0);
-            let number = |weight: f32| steps(weight - low.widen(), step, 15.0) as u8;
-            let (first, second) = weights.split_at(LANES);
-            for ((pair, first), second) in pairs.iter_mut().zip(first).zip(second) {
-                *pair = number(*first) | (number(*second) << 4);
+            *low = f16::from_f32(lowest);
+            *scale = f16::from_f32((highest - low.to_f32()) / 15.0);
+            let number = |weight: f32| steps(weight - low.to_f32(), *scale, 0.0..=15.0) as u8;
+            let (first, second) = weights.split_at(GROUP / 2);
+            let halves = first.chunks_exact(FOUR).zip(second.chunks_exact(FOUR));
+            for (slice, (first, second)) in pairs.iter_mut().zip(halves) {
+                for (own, (first, second)) in of_row(slice, row).zip(first.iter().zip(second)) {
+                    *own = number(*first) | (number(*second) << 4);
+                }
             }
-            bound.fill((step, low));
-        });
-    let (scales, lows) = bounds.into_iter().unzip();
-    Data::Int4 {
-        pairs,
-        scales,
-        lows,
+        }
+        (pairs, (scales, lows))
     }
 }
 
-/// How many steps `weight` is, as a whole number within `-most ..= most`.
-fn steps(weight: f32, step: bf16, most: f32) -> f32 {
-    let step = step.widen();
+/// A row's four of a slice.
+fn of_row<T>(slice: &mut [T], row: usize) -> impl Iterator<Item = &mut T> {
+    slice.iter_mut().skip(FOUR * row).take(FOUR)
+}
+
+/// How many steps `weight` is, as a whole number within `range`.
+#[inline]
+fn steps(weight: f32, step: f16, range: RangeInclusive<f32>) -> f32 {
+    let step = step.to_f32();
     if step == 0.0 {
         return 0.0;
     }
-    (weight / step).round().clamp(-most, most)
-}
-
-/// The smallest bf16 that is not below `number`, which is not negative.
-fn above(number: f32) -> bf16 {
-    let near = bf16::from_f32(number);
-    match near.widen() < number {
-        true => bf16::from_bits(near.to_bits() + 1),
-        false => near,
-    }
-}
-
-/// The largest bf16 that is not above `number`.
-fn below(number: f32) -> bf16 {
-    let near = bf16::from_f32(number);
-    if near.widen() <= number {
-        return near;
-    }
-    // Towards zero for a positive number, away from it for a negative one.
-    match near.is_sign_negative() {
-        true => bf16::from_bits(near.to_bits() + 1),
-        false => match near.to_bits() {
-            // From zero on downwards come the negative ones.
-            0 => bf16::from_bits(0x8001),
-            bits => bf16::from_bits(bits - 1),
-        },
-    }
+    let steps = (weight / step).clamp(*range.start(), *range.end());
+    // Rounded; the function for it is a call where the program is built for any processor.
+    (steps + ROUND) - ROUND
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "a test may panic")]
+#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
-    use super::{Data, Packed, Packing};
-    use crate::decode::rows::GROUP;
-    use crate::tensor::Element;
+    use super::{Packed, Packing};
+    use crate::decode::wide::{GROUP, LANES};
+    use half::f16;
+
+    /// Seventeen rows of two groups: a block, and one row of another.
+    const ROWS: usize = LANES + 1;
+    const INPUTS: usize = 2 * GROUP;
 
     fn weights() -> Vec<f32> {
-        let number = |i: u32| ((i * 2_654_435) % 1999) as f32 / 999.0 - 1.0;
-        (0..3 * GROUP as u32).map(number).collect()
+        let number = |i: usize| ((i * 2_654_435) % 1999) as f32 / 999.0 - 1.0;
+        (0..ROWS * INPUTS).map(number).collect()
     }
 
     #[test]
-    fn eight_bits_are_half_a_step_from_every_weight_at_most() {
+    fn a_weight_is_half_a_step_from_what_it_was_at_most() {
         let weights = weights();
-        let packed = Packed::new(&weights, GROUP, Packing::Int8).map(|packed| packed.data);
-        let Some(Data::Int8 { numbers, scales }) = packed else {
-            panic!("a row of one group can be packed")
-        };
-        for (place, weight) in weights.iter().enumerate() {
-            let scale = scales[place / GROUP].widen();
-            let apart = (f32::from(numbers[place]) * scale - weight).abs();
-            assert!(apart <= scale * 0.501, "{place}: {apart} of {scale}");
-        }
-    }
-
-    #[test]
-    fn four_bits_are_half_a_step_from_every_weight_at_most() {
-        let weights = weights();
-        let packed = Packed::new(&weights, GROUP, Packing::Int4).map(|packed| packed.data);
-        let Some(Data::Int4 {
-            pairs,
-            scales,
-            lows,
-        }) = packed
-        else {
-            panic!("a row of one group can be packed")
-        };
-        for (place, weight) in weights.iter().enumerate() {
-            let (group, within) = (place / GROUP, place % GROUP);
-            let pair = pairs[group * GROUP / 2 + within % (GROUP / 2)];
-            let number = if within < GROUP / 2 {
-                pair & 15
-            } else {
-                pair >> 4
+        for packing in [Packing::Int8, Packing::Int4] {
+            let Some(packed) = Packed::new(&weights, INPUTS, packing) else {
+                panic!("{packing:?}: whole groups can be packed")
             };
-            let scale = scales[group].widen();
-            let apart = (f32::from(number) * scale + lows[group].widen() - weight).abs();
-            assert!(apart <= scale * 0.501, "{place}: {apart} of {scale}");
+            // Their range is 2 at most.
+            let step = match packing {
+                Packing::Int8 => 1.0 / 127.0,
+                Packing::Int4 => 2.0 / 15.0,
+            };
+            for (place, weight) in weights.iter().enumerate() {
+                let found = packed.weight(place / INPUTS, place % INPUTS).unwrap();
+                let apart = (found - weight).abs();
+                assert!(
+                    apart <= step * 0.51,
+                    "{packing:?}, {place}: {apart} of {step}"
+                );
+            }
+            assert!(packed.loss(&weights) > 1e-3);
+        }
+    }
+
+    /// A GGUF's Q8_0 and Q4_1 are not rounded anew.
+    #[test]
+    fn weights_that_lie_on_such_steps_come_out_as_they_were() {
+        let (step, low) = (f16::from_f32(0.0137), f16::from_f32(-0.0821));
+        for packing in [Packing::Int8, Packing::Int4] {
+            let weight = |i: usize| match packing {
+                Packing::Int8 => (((i * 37) % 255) as f32 - 127.0) * step.to_f32(),
+                Packing::Int4 => ((i * 7) % 16) as f32 * step.to_f32() + low.to_f32(),
+            };
+            // Each group has its ends, as the quantisers leave it.
+            let ends = |i: usize| match (packing, i % GROUP) {
+                (Packing::Int8, 0) => 127.0 * step.to_f32(),
+                _ => weight(i % GROUP),
+            };
+            let weights: Vec<f32> = (0..ROWS * INPUTS).map(ends).collect();
+            let Some(packed) = Packed::new(&weights, INPUTS, packing) else {
+                panic!("{packing:?}: whole groups can be packed")
+            };
+            for (place, weight) in weights.iter().enumerate() {
+                let found = packed.weight(place / INPUTS, place % INPUTS).unwrap();
+                assert_eq!(found.to_bits(), weight.to_bits(), "{packing:?}, {place}");
+            }
+            assert!(packed.loss(&weights) < 1e-9);
         }
     }
 
     #[test]
-    fn rows_that_do_not_divide_into_groups_are_left_alone() {
+    fn what_can_not_be_packed_is_left_alone() {
         assert!(Packed::new(&weights(), GROUP - 1, Packing::Int8).is_none());
+        assert!(Packed::new(&[1e5; GROUP], GROUP, Packing::Int4).is_none());
     }
 }

@@ -2,158 +2,203 @@
 //!
 //! Each weight is read from memory once for all vectors, which is what a decode step's time goes
 //! into. Invariant: a vector's product is the same number for number, whatever other vectors it is
-//! computed beside and on however many threads: every row sums in four lanes' columns of its own, in
-//! the order of the inputs.
+//! computed beside and on however many threads: every row sums in an order of its own.
 
-use super::rows::{Eights, Fours, GROUP, Plain, QUARTERS, Row, Rows};
-use super::wide::{LANES, Numbers, Vector, Work, load, widest};
-use rayon::prelude::{IndexedParallelIterator, ParallelIterator, ParallelSliceMut};
+use super::rows::{Blocks, Plain, QUARTERS, Rows};
+use super::team::Crew;
+use super::whole::Whole;
+use super::wide::{GROUP, LANES, Numbers, Vector, Work, widest};
 
-/// Rows that one task computes: enough to be worth handing out, few enough to share evenly.
-const TASK: usize = 32;
-/// Vectors that share one reading of a row's weights.
+/// Tasks for each thread: enough to share evenly, few enough to be worth handing out.
+const TASKS: usize = 8;
+/// Vectors that share one reading of a plain row's weights.
 const TOGETHER: usize = 4;
+/// Vectors that share one reading of a packed block.
+const BESIDE: usize = 8;
 
-/// Vectors that go into products: `[count, inputs]`, row-major.
-pub(crate) struct Vectors<'a> {
-    pub(crate) numbers: &'a [f32],
-    inputs: usize,
-    /// The sums of each vector's groups, `[count, groups]`.
-    sums: Vec<f32>,
+/// The products of each row with each of `vectors [count, inputs]`, in blocks of sixteen rows:
+/// `[blocks, count, 16]`; a last block has zeros behind the last row.
+pub(crate) fn product(
+    crew: &mut Crew<'_>,
+    rows: Rows<'_>,
+    vectors: &[f32],
+    (inputs, outputs): (usize, usize),
+) -> Vec<f32> {
+    let count = vectors.len() / inputs.max(1);
+    let blocks = outputs.div_ceil(LANES);
+    let mut out = vec![0.0; blocks * LANES * count];
+    let task = blocks.div_ceil(crew.threads() * TASKS);
+    let task = Split {
+        blocks: task,
+        numbers: task * LANES * count.max(1),
+    };
+    match rows {
+        Rows::F32 { inputs, numbers } => of_plain(crew, task, (numbers, inputs), vectors, &mut out),
+        Rows::Bf16 { inputs, numbers } => {
+            of_plain(crew, task, (numbers, inputs), vectors, &mut out);
+        }
+        Rows::Int8(blocks) => of_blocks(crew, task, blocks, vectors, &mut out),
+        Rows::Int4(blocks) => of_blocks(crew, task, blocks, vectors, &mut out),
+    }
+    out
 }
 
-impl<'a> Vectors<'a> {
-    pub(crate) fn new(numbers: &'a [f32], inputs: usize) -> Self {
-        let groups = inputs / GROUP;
-        let sums = numbers.chunks_exact(inputs.max(1)).flat_map(|vector| {
-            let groups = vector.chunks_exact(GROUP).take(groups);
-            groups.map(|group| group.iter().sum::<f32>())
-        });
-        Self {
+/// How much of a product one task computes.
+#[derive(Clone, Copy)]
+struct Split {
+    blocks: usize,
+    /// Of the output.
+    numbers: usize,
+}
+
+fn of_plain<E: Numbers>(
+    crew: &mut Crew<'_>,
+    task: Split,
+    (numbers, inputs): (&[E], usize),
+    vectors: &[f32],
+    out: &mut [f32],
+) {
+    crew.chunks(out, task.numbers, |index, out| {
+        widest(SomeRows {
             numbers,
             inputs,
-            sums: sums.collect(),
-        }
-    }
-
-    fn count(&self) -> usize {
-        self.numbers.len() / self.inputs.max(1)
-    }
-
-    #[inline(always)]
-    fn vector(&self, index: usize) -> One<'_> {
-        let numbers = part(self.numbers, index, self.inputs);
-        One {
-            numbers,
-            quarters: numbers.as_chunks().0.as_chunks().0,
-            sums: part(&self.sums, index, self.inputs / GROUP),
-        }
-    }
-}
-
-/// One vector.
-#[derive(Clone, Copy)]
-struct One<'a> {
-    numbers: &'a [f32],
-    /// Pairs of groups.
-    quarters: &'a [[[f32; LANES]; QUARTERS]],
-    /// Of each group.
-    sums: &'a [f32],
-}
-
-impl<'a> One<'a> {
-    /// The group behind so many pairs, in halves.
-    #[inline(always)]
-    fn behind(&self, pairs: usize) -> (&'a [f32], &'a [f32]) {
-        let group = self.numbers.get(pairs * 2 * GROUP..).unwrap_or_default();
-        group.split_at_checked(LANES).unwrap_or((group, &[]))
-    }
-}
-
-/// Writes the product of each row with each vector to `out [outputs, vectors]`.
-pub(crate) fn product(rows: Rows<'_>, vectors: &Vectors<'_>, out: &mut [f32]) {
-    let count = vectors.count().max(1);
-    out.par_chunks_mut(TASK * count)
-        .enumerate()
-        .for_each(|(task, out)| {
-            widest(SomeRows {
-                rows,
-                first: task * TASK,
-                vectors,
-                out,
-            });
+            first: index * task.blocks * LANES,
+            vectors,
+            out,
         });
+    });
 }
 
-/// The rows from `first` on, as many as `out` has place for.
-struct SomeRows<'a> {
-    rows: Rows<'a>,
+fn of_blocks<B: Blocks + Sync>(
+    crew: &mut Crew<'_>,
+    task: Split,
+    blocks: B,
+    vectors: &[f32],
+    out: &mut [f32],
+) {
+    let mut groups = vec![Whole::default(); vectors.len() / GROUP];
+    crew.chunks(&mut groups, blocks.groups(), |index, groups| {
+        let inputs = index * blocks.groups() * GROUP;
+        Whole::round(vectors.get(inputs..).unwrap_or_default(), groups);
+    });
+    crew.chunks(out, task.numbers, |index, out| {
+        widest(SomeBlocks {
+            blocks,
+            first: index * task.blocks,
+            vectors: &groups,
+            out,
+        });
+    });
+}
+
+/// Plain rows from `first` on, as many as `out` has place for.
+struct SomeRows<'a, E> {
+    numbers: &'a [E],
+    inputs: usize,
     first: usize,
-    vectors: &'a Vectors<'a>,
+    vectors: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl Work for SomeRows<'_> {
+impl<E: Numbers> Work for SomeRows<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        match self.rows {
-            Rows::F32 { inputs, numbers } => {
-                self.each::<V, _>(|row| Plain::new(part(numbers, row, inputs)));
-            }
-            Rows::Bf16 { inputs, numbers } => {
-                self.each::<V, _>(|row| Plain::new(part(numbers, row, inputs)));
-            }
-            Rows::Int8 {
-                inputs,
-                numbers,
-                scales,
-            } => self.each::<V, _>(|row| {
-                let scales = part(scales, row, inputs / GROUP);
-                Eights::new(part(numbers, row, inputs), scales)
-            }),
-            Rows::Int4 {
-                inputs,
-                pairs,
-                scales,
-                lows,
-            } => self.each::<V, _>(|row| {
-                let groups = inputs / GROUP;
-                let (scales, lows) = (part(scales, row, groups), part(lows, row, groups));
-                Fours::new(part(pairs, row, inputs / 2), scales, lows)
-            }),
-        }
-    }
-}
-
-impl SomeRows<'_> {
-    #[inline(always)]
-    fn each<V: Vector, R: Row>(self, row: impl Fn(usize) -> R) {
-        let count = self.vectors.count().max(1);
+        let count = (self.vectors.len() / self.inputs.max(1)).max(1);
         let rows = self.out.len() / count;
         let mut index = 0;
         // A few vectors with all rows, then the next few: these stay in the nearest cache.
         while index + TOGETHER <= count {
-            let x = [0, 1, 2, 3].map(|more| self.vectors.vector(index + more));
+            let x = [0, 1, 2, 3].map(|more| part(self.vectors, index + more, self.inputs));
             for place in 0..rows {
-                let sums = dot::<V, R, TOGETHER>(row(self.first + place), x);
-                let at = place * count + index;
-                if let Some(out) = self.out.get_mut(at..at + TOGETHER) {
-                    out.copy_from_slice(&sums);
+                let row = Plain::new(part(self.numbers, self.first + place, self.inputs));
+                let sums = dot::<V, E, TOGETHER>(row, x);
+                for (more, sum) in sums.into_iter().enumerate() {
+                    keep(self.out, (place, count, index + more), sum);
                 }
             }
             index += TOGETHER;
         }
         while index < count {
-            let x = [self.vectors.vector(index)];
+            let x = [part(self.vectors, index, self.inputs)];
             for place in 0..rows {
-                let [sum] = dot::<V, R, 1>(row(self.first + place), x);
-                if let Some(out) = self.out.get_mut(place * count + index) {
-                    *out = sum;
-                }
+                let row = Plain::new(part(self.numbers, self.first + place, self.inputs));
+                let [sum] = dot::<V, E, 1>(row, x);
+                keep(self.out, (place, count, index), sum);
             }
             index += 1;
+        }
+    }
+}
+
+/// Writes a row's product to its block.
+#[inline(always)]
+fn keep(out: &mut [f32], (row, count, vector): (usize, usize, usize), sum: f32) {
+    let at = (row / LANES * count + vector) * LANES + row % LANES;
+    if let Some(out) = out.get_mut(at) {
+        *out = sum;
+    }
+}
+
+/// The blocks from `first` on, as many as `out` has place for.
+struct SomeBlocks<'a, B> {
+    blocks: B,
+    first: usize,
+    /// `[count, groups]`.
+    vectors: &'a [Whole],
+    out: &'a mut [f32],
+}
+
+impl<B: Blocks> Work for SomeBlocks<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(mut self) {
+        let count = (self.vectors.len() / self.blocks.groups().max(1)).max(1);
+        for place in 0..self.out.len() / (LANES * count) {
+            let mut index = 0;
+            while index + BESIDE <= count {
+                self.block::<V, BESIDE>(place, count, index);
+                index += BESIDE;
+            }
+            while index + 2 <= count {
+                self.block::<V, 2>(place, count, index);
+                index += 2;
+            }
+            if index < count {
+                self.block::<V, 1>(place, count, index);
+            }
+        }
+    }
+}
+
+impl<B: Blocks> SomeBlocks<'_, B> {
+    /// One block with `N` vectors from `index` on.
+    #[inline(always)]
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::needless_range_loop,
+        reason = "see `dot`"
+    )]
+    fn block<V: Vector, const N: usize>(&mut self, place: usize, count: usize, index: usize) {
+        let groups = self.blocks.groups();
+        let mut vectors = [&[][..]; N];
+        for n in 0..N {
+            vectors[n] = &part(self.vectors, index + n, groups)[..groups];
+        }
+        let mut totals = [V::splat(0.0); N];
+        for group in 0..groups {
+            let mut inputs = [&vectors[0][group]; N];
+            for n in 1..N {
+                inputs[n] = &vectors[n][group];
+            }
+            let at = (self.first + place) * groups + group;
+            self.blocks.add(at, inputs, &mut totals);
+        }
+        let (out, _) = self.out.as_chunks_mut();
+        for n in 0..N {
+            totals[n].store(&mut out[place * count + index + n]);
         }
     }
 }
@@ -166,8 +211,7 @@ fn part<T>(all: &[T], index: usize, length: usize) -> &[T] {
 
 /// The products of one row with `N` vectors.
 ///
-/// Each is summed in the same order whatever `N` is: every quarter of a pair in lanes of its own, which
-/// also makes four sums that need not wait for each other.
+/// Each is summed in the same order whatever `N` is: in four sums that need not wait for each other.
 #[inline(always)]
 #[expect(
     clippy::indexing_slicing,
@@ -175,18 +219,18 @@ fn part<T>(all: &[T], index: usize, length: usize) -> &[T] {
     reason = "arrays of N and slices of one length are counted through: iterators over them, or a way \
               out of the loop, keep vectors in memory"
 )]
-fn dot<V: Vector, R: Row, const N: usize>(row: R, x: [One<'_>; N]) -> [f32; N] {
-    let pairs = row.pairs();
-    let mut quarters = [&[][..]; N];
+fn dot<V: Vector, E: Numbers, const N: usize>(row: Plain<'_, E>, x: [&[f32]; N]) -> [f32; N] {
+    let fours = row.fours();
+    let mut quarters: [&[[[f32; LANES]; QUARTERS]]; N] = [&[]; N];
     for n in 0..N {
-        quarters[n] = &x[n].quarters[..pairs];
+        quarters[n] = &x[n].as_chunks().0.as_chunks().0[..fours];
     }
     let mut totals = [[V::splat(0.0); QUARTERS]; N];
-    for pair in 0..pairs {
-        let [a, b, c, d] = row.pair::<V>(pair);
+    for four in 0..fours {
+        let [a, b, c, d] = row.four::<V>(four);
         for n in 0..N {
             let total = &mut totals[n];
-            let [e, f, g, h] = &quarters[n][pair];
+            let [e, f, g, h] = &quarters[n][four];
             total[0] = a.multiply_add(V::load(e), total[0]);
             total[1] = b.multiply_add(V::load(f), total[1]);
             total[2] = c.multiply_add(V::load(g), total[2]);
@@ -195,28 +239,8 @@ fn dot<V: Vector, R: Row, const N: usize>(row: R, x: [One<'_>; N]) -> [f32; N] {
     }
     let mut out = [0.0; N];
     for n in 0..N {
-        let total = &mut totals[n];
-        if let Some([a, b]) = row.last::<V>() {
-            let (first, second) = x[n].behind(pairs);
-            total[0] = a.multiply_add(load(first), total[0]);
-            total[1] = b.multiply_add(load(second), total[1]);
-        }
-        let whole = total[0].plus(total[1]).plus(total[2].plus(total[3]));
-        out[n] = whole.sum() + row.rest(x[n].numbers, x[n].sums);
+        let [a, b, c, d] = totals[n];
+        out[n] = a.plus(b).plus(c.plus(d)).sum() + row.rest(x[n]);
     }
     out
-}
-
-/// `Σ aᵢ bᵢ` of two vectors of one length.
-#[inline(always)]
-pub(crate) fn inner<V: Vector, E: Numbers>(a: &[f32], b: &[E]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks(), b.as_chunks());
-    let mut total = V::splat(0.0);
-    for (a, b) in a.iter().zip(b) {
-        total = V::load(a).multiply_add(E::load(b), total);
-    }
-    if !a_rest.is_empty() {
-        total = load::<V, _>(a_rest).multiply_add(load(b_rest), total);
-    }
-    total.sum()
 }

@@ -1,60 +1,28 @@
-//! A linear map's weights as the decode kernels read them: where libtorch keeps them, or packed.
+//! A linear map's weights as the decode kernels read them: where libtorch keeps them, row by row, or
+//! packed, in blocks of rows.
 //!
-//! Owns the reading of a row, a pair of groups at a time.
+//! Owns the reading of both.
 
-use super::wide::{LANES, Numbers, Vector, ahead};
-use crate::tensor::Element;
-use half::bf16;
+use super::whole::Whole;
+use super::wide::{EightBits, FourBits, LANES, Numbers, Vector, ahead};
+use half::{bf16, f16};
 
-/// Inputs that share a scale.
-pub(crate) const GROUP: usize = 2 * LANES;
-
-/// Weights `[outputs, inputs]`, row-major, in whatever form they lie.
+/// Weights `[outputs, inputs]`, in whatever form they lie.
 #[derive(Clone, Copy)]
 pub(crate) enum Rows<'a> {
-    F32 {
-        inputs: usize,
-        numbers: &'a [f32],
-    },
-    Bf16 {
-        inputs: usize,
-        numbers: &'a [bf16],
-    },
-    Int8 {
-        inputs: usize,
-        numbers: &'a [i8],
-        scales: &'a [bf16],
-    },
-    Int4 {
-        inputs: usize,
-        pairs: &'a [u8],
-        scales: &'a [bf16],
-        lows: &'a [bf16],
-    },
+    F32 { inputs: usize, numbers: &'a [f32] },
+    Bf16 { inputs: usize, numbers: &'a [bf16] },
+    Int8(Eights<'a>),
+    Int4(Fours<'a>),
 }
 
-/// Two groups, in halves: what a row's loop does at once.
+/// Vectors of weights that a plain row's loop reads at once.
 pub(crate) const QUARTERS: usize = 4;
 
-/// One row of weights, in pairs of groups; a last single group; and what is no group.
-pub(crate) trait Row: Copy {
-    /// Pairs of groups.
-    fn pairs(&self) -> usize;
-
-    /// The weights of a pair as they are multiplied with inputs.
-    fn pair<V: Vector>(&self, index: usize) -> [V; QUARTERS];
-
-    /// The weights of the group behind the last pair.
-    fn last<V: Vector>(&self) -> Option<[V; 2]>;
-
-    /// What all that leaves out of the product with `inputs`, of which each group's sum is given.
-    fn rest(&self, inputs: &[f32], sums: &[f32]) -> f32;
-}
-
-/// A row of f32 or bf16.
+/// A row of f32 or bf16: vectors in fours, and what is left.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain<'a, E> {
-    pairs: &'a [[[E; LANES]; QUARTERS]],
+    fours: &'a [[[E; LANES]; QUARTERS]],
     rest: &'a [E],
 }
 
@@ -62,40 +30,35 @@ impl<'a, E: Numbers> Plain<'a, E> {
     #[inline(always)]
     pub(crate) fn new(row: &'a [E]) -> Self {
         let whole = row.len() - row.len() % (QUARTERS * LANES);
-        let (pairs, rest) = row.split_at(whole);
+        let (fours, rest) = row.split_at(whole);
         Self {
-            pairs: pairs.as_chunks().0.as_chunks().0,
+            fours: fours.as_chunks().0.as_chunks().0,
             rest,
         }
     }
-}
 
-impl<E: Numbers> Row for Plain<'_, E> {
     #[inline(always)]
-    fn pairs(&self) -> usize {
-        self.pairs.len()
+    pub(crate) fn fours(&self) -> usize {
+        self.fours.len()
     }
 
     #[inline(always)]
     #[expect(
         clippy::indexing_slicing,
-        reason = "below `pairs`; a way out costs the loop a third"
+        reason = "below `fours`; a way out costs the loop a third"
     )]
-    fn pair<V: Vector>(&self, index: usize) -> [V; QUARTERS] {
-        let [a, b, c, d] = &self.pairs[index];
-        ahead(a);
+    pub(crate) fn four<V: Vector>(&self, index: usize) -> [V; QUARTERS] {
+        let four = &self.fours[index];
+        ahead(four);
+        let [a, b, c, d] = four;
         [E::load(a), E::load(b), E::load(c), E::load(d)]
     }
 
+    /// The product of what is left with the last of `inputs`.
     #[inline(always)]
-    fn last<V: Vector>(&self) -> Option<[V; 2]> {
-        None
-    }
-
-    #[inline(always)]
-    fn rest(&self, inputs: &[f32], _: &[f32]) -> f32 {
+    pub(crate) fn rest(&self, inputs: &[f32]) -> f32 {
         let mut sum = 0.0;
-        let done = self.pairs.len() * QUARTERS * LANES;
+        let done = self.fours.len() * QUARTERS * LANES;
         let inputs = inputs.get(done..).unwrap_or_default();
         for (weight, input) in self.rest.iter().zip(inputs) {
             sum += weight.widen() * input;
@@ -104,130 +67,88 @@ impl<E: Numbers> Row for Plain<'_, E> {
     }
 }
 
-/// A row of int8.
+/// Packed weights, in blocks of sixteen rows; a block's groups lie one after the other.
+pub(crate) trait Blocks: Copy {
+    /// Groups in a row.
+    fn groups(&self) -> usize;
+
+    /// Adds the products of sixteen rows' group `index`, counted through all blocks, with a group of
+    /// each of `N` vectors.
+    fn add<V: Vector, const N: usize>(
+        &self,
+        index: usize,
+        inputs: [&Whole; N],
+        totals: &mut [V; N],
+    );
+}
+
+/// int8: `w ≈ q · scale`.
 #[derive(Clone, Copy)]
 pub(crate) struct Eights<'a> {
-    pairs: &'a [[[i8; LANES]; QUARTERS]],
-    scales: &'a [[bf16; 2]],
-    last: Option<(&'a [[i8; LANES]], bf16)>,
+    pub(crate) groups: usize,
+    pub(crate) numbers: &'a [EightBits],
+    /// Of each row.
+    pub(crate) scales: &'a [[f16; LANES]],
 }
 
-impl<'a> Eights<'a> {
+impl Blocks for Eights<'_> {
     #[inline(always)]
-    pub(crate) fn new(numbers: &'a [i8], scales: &'a [bf16]) -> Self {
-        let (pairs, rest) = numbers.as_chunks().0.as_chunks();
-        let (scales, last) = scales.as_chunks();
-        Self {
-            pairs,
-            scales: scales.get(..pairs.len()).unwrap_or_default(),
-            last: last.first().map(|scale| (rest, *scale)),
+    fn groups(&self) -> usize {
+        self.groups
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "see `product::dot`")]
+    fn add<V: Vector, const N: usize>(
+        &self,
+        index: usize,
+        inputs: [&Whole; N],
+        totals: &mut [V; N],
+    ) {
+        let numbers = &self.numbers[index];
+        ahead(numbers);
+        let products = V::eights(numbers, inputs);
+        let scales = V::load_f16(&self.scales[index]);
+        for n in 0..N {
+            let step = V::splat(inputs[n].step);
+            totals[n] = products[n].multiply(step).multiply_add(scales, totals[n]);
         }
     }
 }
 
-impl Row for Eights<'_> {
-    #[inline(always)]
-    fn pairs(&self) -> usize {
-        self.scales.len()
-    }
-
-    #[inline(always)]
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "below `pairs`; a way out costs the loop a third"
-    )]
-    fn pair<V: Vector>(&self, index: usize) -> [V; QUARTERS] {
-        let ([a, b, c, d], [first, second]) = (&self.pairs[index], self.scales[index]);
-        ahead(a);
-        let (first, second) = (V::splat(first.widen()), V::splat(second.widen()));
-        [
-            V::load_i8(a).multiply(first),
-            V::load_i8(b).multiply(first),
-            V::load_i8(c).multiply(second),
-            V::load_i8(d).multiply(second),
-        ]
-    }
-
-    #[inline(always)]
-    fn last<V: Vector>(&self) -> Option<[V; 2]> {
-        let (halves, scale) = self.last?;
-        let [first, second] = halves else {
-            return None;
-        };
-        let scale = V::splat(scale.widen());
-        Some([
-            V::load_i8(first).multiply(scale),
-            V::load_i8(second).multiply(scale),
-        ])
-    }
-
-    #[inline(always)]
-    fn rest(&self, _: &[f32], _: &[f32]) -> f32 {
-        0.0
-    }
-}
-
-/// A row of int4.
+/// int4: `w ≈ q · scale + low`.
 #[derive(Clone, Copy)]
 pub(crate) struct Fours<'a> {
-    pairs: &'a [[[u8; LANES]; 2]],
-    scales: &'a [[bf16; 2]],
-    last: Option<(&'a [u8; LANES], bf16)>,
-    lows: &'a [bf16],
+    pub(crate) groups: usize,
+    pub(crate) pairs: &'a [FourBits],
+    /// Of each row.
+    pub(crate) scales: &'a [[f16; LANES]],
+    pub(crate) lows: &'a [[f16; LANES]],
 }
 
-impl<'a> Fours<'a> {
+impl Blocks for Fours<'_> {
     #[inline(always)]
-    pub(crate) fn new(numbers: &'a [u8], scales: &'a [bf16], lows: &'a [bf16]) -> Self {
-        let (pairs, rest) = numbers.as_chunks().0.as_chunks();
-        let (scales, last) = scales.as_chunks();
-        Self {
-            pairs,
-            scales: scales.get(..pairs.len()).unwrap_or_default(),
-            last: rest.first().zip(last.first().copied()),
-            lows,
+    fn groups(&self) -> usize {
+        self.groups
+    }
+
+    #[inline(always)]
+    #[expect(clippy::indexing_slicing, reason = "see `product::dot`")]
+    fn add<V: Vector, const N: usize>(
+        &self,
+        index: usize,
+        inputs: [&Whole; N],
+        totals: &mut [V; N],
+    ) {
+        let pairs = &self.pairs[index];
+        ahead(pairs);
+        let products = V::fours(pairs, inputs);
+        let scales = V::load_f16(&self.scales[index]);
+        let lows = V::load_f16(&self.lows[index]);
+        for n in 0..N {
+            let step = V::splat(inputs[n].step);
+            let low = lows.multiply_add(V::splat(inputs[n].total), totals[n]);
+            totals[n] = products[n].multiply(step).multiply_add(scales, low);
         }
-    }
-}
-
-impl Row for Fours<'_> {
-    #[inline(always)]
-    fn pairs(&self) -> usize {
-        self.scales.len()
-    }
-
-    #[inline(always)]
-    #[expect(
-        clippy::indexing_slicing,
-        reason = "below `pairs`; a way out costs the loop a third"
-    )]
-    fn pair<V: Vector>(&self, index: usize) -> [V; QUARTERS] {
-        let ([one, other], [first, second]) = (&self.pairs[index], self.scales[index]);
-        ahead(one);
-        let (first, second) = (V::splat(first.widen()), V::splat(second.widen()));
-        let ([a, b], [c, d]) = (V::load_nibbles(one), V::load_nibbles(other));
-        [
-            a.multiply(first),
-            b.multiply(first),
-            c.multiply(second),
-            d.multiply(second),
-        ]
-    }
-
-    #[inline(always)]
-    fn last<V: Vector>(&self) -> Option<[V; 2]> {
-        let (pairs, scale) = self.last?;
-        let scale = V::splat(scale.widen());
-        let [first, second] = V::load_nibbles(pairs);
-        Some([first.multiply(scale), second.multiply(scale)])
-    }
-
-    #[inline(always)]
-    fn rest(&self, _: &[f32], sums: &[f32]) -> f32 {
-        let mut sum = 0.0;
-        for (low, inputs) in self.lows.iter().zip(sums) {
-            sum += low.widen() * inputs;
-        }
-        sum
     }
 }

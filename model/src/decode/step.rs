@@ -5,8 +5,9 @@
 //! (see `decode`), so nothing here fails.
 
 use super::attend::{Queries, Sequence, Stretch, attend};
-use super::product::{Vectors, product};
+use super::product::product;
 use super::rows::Rows;
+use super::team::Crew;
 use super::wide::{LANES, Numbers, Vector, Work, load, widest};
 use crate::config::Activation;
 
@@ -94,6 +95,7 @@ pub(crate) struct Memory<'a, E> {
 /// Runs the residual streams `x [sequences, d]` through one layer; `memories` and `places` are the
 /// sequences'.
 pub(crate) fn layer<E: Numbers>(
+    crew: &mut Crew<'_>,
     layer: &Layer<'_>,
     places: &[Place],
     memories: &mut [Memory<'_, E>],
@@ -102,41 +104,45 @@ pub(crate) fn layer<E: Numbers>(
     let d = x.len() / places.len().max(1);
     let normed = normed(x, layer.before_attention);
     let attention = &layer.attention;
-    let qkv = attention.qkv.of(&normed, d);
+    let qkv = attention.qkv.of(crew, &normed, d);
     let width = attention.heads * attention.head_dim;
     let tokens = qkv.chunks_exact(attention.qkv.outputs).zip(places);
-    let mut queries = Vec::with_capacity(places.len());
-    for ((qkv, place), memory) in tokens.zip(&mut *memories) {
-        let turns = match layer.local {
-            true => &place.local_turns,
-            false => &place.turns,
-        };
-        queries.push(enter(attention, qkv, (place.row, turns), memory));
-    }
+    let mut entries: Vec<_> = tokens
+        .zip(&mut *memories)
+        .map(|((qkv, place), memory)| (qkv, place, memory, Vec::new()))
+        .collect();
+    crew.chunks(&mut entries, 1, |_, entries| {
+        for (qkv, place, memory, queries) in entries {
+            let turns = match layer.local {
+                true => &place.local_turns,
+                false => &place.turns,
+            };
+            *queries = enter(attention, qkv, (place.row, turns), memory);
+        }
+    });
+    let queries: Vec<Vec<f32>> = entries.into_iter().map(|entry| entry.3).collect();
     let mut attended = vec![0.0; places.len() * width];
     let work = queries.iter().zip(places).zip(&*memories);
     let work = work.map(|((queries, place), memory)| sequence(attention, queries, place, memory));
-    attend(&work.collect::<Vec<_>>(), &mut attended);
-    let output = attention.output.of(&attended, width);
+    attend(crew, &work.collect::<Vec<_>>(), &mut attended);
+    let output = attention.output.of(crew, &attended, width);
     add(x, output, layer.after_attention);
 
     let normed = self::normed(x, layer.before_mlp);
-    let gate_up = layer.gate_up.of(&normed, d);
+    let gate_up = layer.gate_up.of(crew, &normed, d);
     let inner = layer.gate_up.outputs / 2;
     let mut key = vec![0.0; places.len() * inner];
-    for (gate_up, key) in gate_up
-        .chunks_exact(2 * inner)
-        .zip(key.chunks_exact_mut(inner))
-    {
-        let (gate, up) = gate_up.split_at(inner);
+    crew.chunks(&mut key, inner, |index, key| {
+        let own = gate_up.chunks_exact(2 * inner).nth(index);
+        let (gate, up) = own.unwrap_or_default().split_at(key.len());
         key.copy_from_slice(gate);
         widest(Gated {
             activation: layer.activation,
             up,
             key,
         });
-    }
-    add(x, layer.down.of(&key, inner), layer.after_mlp);
+    });
+    add(x, layer.down.of(crew, &key, inner), layer.after_mlp);
 }
 
 /// Norms, turns and keeps one token's keys and values; its queries for each turn, scaled,
@@ -230,13 +236,35 @@ fn turn(head: &mut [f32], angles: &Turn) {
 
 /// `x / sqrt(mean(x²) + eps) · w` of each row as wide as the weight.
 pub(crate) fn normed(x: &[f32], norm: Norm<'_>) -> Vec<f32> {
-    let width = norm.weight.len().max(1);
-    let rows = x.chunks_exact(width).flat_map(|row| {
-        let square: f32 = row.iter().map(|x| x * x).sum();
-        let scale = 1.0 / (square / width as f32 + norm.eps).sqrt();
-        row.iter().zip(norm.weight).map(move |(x, w)| x * scale * w)
-    });
-    rows.collect()
+    let mut out = x.to_vec();
+    for row in out.chunks_exact_mut(norm.weight.len().max(1)) {
+        widest(Normed { norm, row });
+    }
+    out
+}
+
+/// One row, in its own place.
+struct Normed<'a> {
+    norm: Norm<'a>,
+    row: &'a mut [f32],
+}
+
+impl Work for Normed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let mut square = V::splat(0.0);
+        for part in self.row.chunks(LANES) {
+            let part: V = load(part);
+            square = part.multiply_add(part, square);
+        }
+        let mean = square.sum() / self.row.len() as f32;
+        let scale = 1.0 / (mean + self.norm.eps).sqrt();
+        for (x, weight) in self.row.iter_mut().zip(self.norm.weight) {
+            *x = *x * scale * weight;
+        }
+    }
 }
 
 /// `x + norm(output)`, or without the norm where the model has none there.
@@ -302,17 +330,20 @@ fn narrow<E: Numbers>(from: &[f32], to: &mut [E]) {
 
 impl Map<'_> {
     /// The map of each of `x [vectors, inputs]`, `[vectors, outputs]`.
-    pub(crate) fn of(&self, x: &[f32], inputs: usize) -> Vec<f32> {
-        let vectors = Vectors::new(x, inputs);
+    pub(crate) fn of(&self, crew: &mut Crew<'_>, x: &[f32], inputs: usize) -> Vec<f32> {
+        let blocks = product(crew, self.rows, x, (inputs, self.outputs));
         let count = x.len() / inputs.max(1);
-        let mut by_row = vec![0.0; self.outputs * count];
-        product(self.rows, &vectors, &mut by_row);
-        let mut out = by_row;
-        if count > 1 {
-            let rows = std::mem::take(&mut out);
-            out = (0..count)
-                .flat_map(|vector| rows.iter().skip(vector).step_by(count).copied())
-                .collect();
+        let mut out = blocks;
+        if count == 1 {
+            out.truncate(self.outputs);
+        } else {
+            let blocks = std::mem::take(&mut out);
+            out.reserve_exact(self.outputs * count);
+            for vector in 0..count {
+                let own = blocks.chunks_exact(LANES).skip(vector).step_by(count);
+                own.for_each(|numbers| out.extend_from_slice(numbers));
+                out.truncate(self.outputs * (vector + 1));
+            }
         }
         if !self.bias.is_empty() {
             for out in out.chunks_exact_mut(self.outputs) {

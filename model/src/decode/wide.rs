@@ -2,13 +2,27 @@
 //!
 //! Owns the only code that not every processor can run, and the choice of it. A kernel is a [`Work`],
 //! written once over any [`Vector`] and compiled for each; [`widest`] runs the one that this processor
-//! is fastest with. Everything is arithmetic in f32, and each kind of vector adds in the same order.
+//! is fastest with. Everything is arithmetic in f32, where each kind of vector adds in the same order, or
+//! in whole numbers.
 
+use super::whole::{FINE, Whole};
 use crate::tensor::Element;
-use half::bf16;
+use half::{bf16, f16};
 
 /// Numbers in a vector.
 pub(crate) const LANES: usize = 16;
+/// Inputs that share a scale.
+pub(crate) const GROUP: usize = 2 * LANES;
+/// Adding this to a number below 2²² rounds it: the sum has no bits for less than 1.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+/// Four neighbouring inputs of sixteen rows.
+const SLICE: usize = 4 * LANES;
+
+/// A group's int8 of sixteen rows, in slices of four inputs; in a slice, row after row.
+pub(crate) type EightBits = [[i8; SLICE]; 8];
+/// A group's int4 of sixteen rows: the slices of the group's first half in the low nibbles, those of its
+/// second half in the high ones.
+pub(crate) type FourBits = [[u8; SLICE]; 4];
 
 /// Sixteen f32.
 ///
@@ -19,9 +33,11 @@ pub(crate) trait Vector: Copy {
     fn splat(number: f32) -> Self;
     fn load(from: &[f32; LANES]) -> Self;
     fn load_bf16(from: &[bf16; LANES]) -> Self;
-    fn load_i8(from: &[i8; LANES]) -> Self;
-    /// The low nibbles of sixteen bytes, and the high ones.
-    fn load_nibbles(from: &[u8; LANES]) -> [Self; 2];
+    fn load_f16(from: &[f16; LANES]) -> Self;
+    /// The products of sixteen rows' group with a group of each of `N` vectors, in steps of each of both.
+    fn eights<const N: usize>(weights: &EightBits, inputs: [&Whole; N]) -> [Self; N];
+    /// The same of int4.
+    fn fours<const N: usize>(weights: &FourBits, inputs: [&Whole; N]) -> [Self; N];
     fn store(self, to: &mut [f32; LANES]);
     fn multiply(self, by: Self) -> Self;
     fn plus(self, other: Self) -> Self;
@@ -38,6 +54,16 @@ pub(crate) trait Vector: Copy {
     /// The sum of all sixteen: the upper half is added to the lower one until one is left.
     fn sum(self) -> f32;
 
+    /// The sum of each of sixteen.
+    #[inline(always)]
+    fn sums(all: &[Self; LANES]) -> Self {
+        let mut sums = [0.0; LANES];
+        for (sum, vector) in sums.iter_mut().zip(all) {
+            *sum = vector.sum();
+        }
+        Self::load(&sums)
+    }
+
     /// eˣ to a few units in the last place, of x from -87 to 88 (others count as the nearer of these):
     /// 2ⁿ · e^r with r within ± ln 2 / 2, and e^r by its Taylor series, of which what is left out is
     /// below 2⁻²⁴ there.
@@ -45,8 +71,6 @@ pub(crate) trait Vector: Copy {
     fn exp(self) -> Self {
         const LN_2_HIGH: f32 = 0.693_359_4;
         const LN_2_LOW: f32 = -2.121_944_4e-4;
-        /// Adding this and taking it away again rounds to a whole number.
-        const ROUND: f32 = 12_582_912.0;
         let x = self.at_least(Self::splat(-87.0)).at_most(Self::splat(88.0));
         let n = x.multiply_add(Self::splat(std::f32::consts::LOG2_E), Self::splat(ROUND));
         let n = n.plus(Self::splat(-ROUND));
@@ -99,24 +123,32 @@ pub(crate) fn load<V: Vector, E: Numbers>(from: &[E]) -> V {
     }
 }
 
-/// Asks for the memory that lies a little behind `this`, which is read soon: rows lie one after the
+/// Asks for memory as long as `this` that lies a little behind it and is read soon: rows lie one after the
 /// other, and the processor's own guesses stop at the border of a page.
 #[inline(always)]
-pub(crate) fn ahead<T>(this: &T) {
+pub(crate) fn ahead<T: ?Sized>(this: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and may be of any address.
-        unsafe {
-            let there = std::ptr::from_ref(this).cast::<i8>().wrapping_add(AHEAD);
-            _mm_prefetch::<_MM_HINT_T0>(there);
+        let mut at = 0;
+        while at < size_of_val(this) {
+            // SAFETY: a prefetch reads nothing and may be of any address.
+            unsafe {
+                let there = std::ptr::from_ref(this).cast::<i8>();
+                _mm_prefetch::<_MM_HINT_T0>(there.wrapping_add(AHEAD + at));
+            }
+            at += LINE;
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = this;
 }
 
+/// Bytes of a cache's line.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 /// Bytes that [`ahead`] looks ahead.
+#[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 3072;
 
 /// Elements that vectors are loaded from.
@@ -168,13 +200,34 @@ impl Vector for Plain {
         Self(from.map(Element::widen))
     }
     #[inline(always)]
-    fn load_i8(from: &[i8; LANES]) -> Self {
-        Self(from.map(f32::from))
+    fn load_f16(from: &[f16; LANES]) -> Self {
+        Self(from.map(f16::to_f32))
     }
     #[inline(always)]
-    fn load_nibbles(from: &[u8; LANES]) -> [Self; 2] {
-        let low = from.map(|pair| f32::from(pair & 15));
-        [Self(low), Self(from.map(|pair| f32::from(pair >> 4)))]
+    fn eights<const N: usize>(weights: &EightBits, inputs: [&Whole; N]) -> [Self; N] {
+        inputs.map(|inputs| {
+            in_one(inputs.parts.each_ref().map(|part| {
+                let mut sums = [0_i32; LANES];
+                for (slice, four) in weights.iter().zip(part.fours) {
+                    add_products(&mut sums, &slice.map(i32::from), four);
+                }
+                Self(sums.map(|sum| sum as f32))
+            }))
+        })
+    }
+    #[inline(always)]
+    fn fours<const N: usize>(weights: &FourBits, inputs: [&Whole; N]) -> [Self; N] {
+        inputs.map(|inputs| {
+            in_one(inputs.parts.each_ref().map(|part| {
+                let mut sums = [0_i32; LANES];
+                let (first, second) = part.fours.split_at(4);
+                for ((slice, first), second) in weights.iter().zip(first).zip(second) {
+                    add_products(&mut sums, &slice.map(|pair| i32::from(pair & 15)), *first);
+                    add_products(&mut sums, &slice.map(|pair| i32::from(pair >> 4)), *second);
+                }
+                Self(sums.map(|sum| sum as f32))
+            }))
+        })
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
@@ -229,13 +282,29 @@ impl Vector for Plain {
     }
 }
 
+/// The products with both parts of a group's inputs.
+#[inline(always)]
+fn in_one<V: Vector>([coarse, fine]: [V; 2]) -> V {
+    fine.multiply_add(V::splat(FINE), coarse)
+}
+
+/// Adds each row's products with four inputs to its sum.
+#[inline(always)]
+fn add_products(sums: &mut [i32; LANES], slice: &[i32; SLICE], four: i32) {
+    let (rows, _) = slice.as_chunks();
+    let [a, b, c, d] = four.to_le_bytes().map(|byte| i32::from(byte.cast_signed()));
+    for (sum, [e, f, g, h]) in sums.iter_mut().zip(rows) {
+        *sum += a * e + b * f + c * g + d * h;
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 #[cfg(test)]
 mod tests {
-    use super::{LANES, Plain, Vector, Work, load, widest};
-    use half::bf16;
+    use super::{GROUP, LANES, Plain, SLICE, Vector, Whole, Work, load, widest};
+    use half::{bf16, f16};
 
     #[test]
     fn the_exponential_is_exact_to_a_few_units_in_the_last_place() {
@@ -259,22 +328,38 @@ mod tests {
         fn run<V: Vector>(self) -> Vec<f32> {
             let numbers: [f32; LANES] = std::array::from_fn(|i| i as f32 * 0.37 - 2.0);
             let halves = numbers.map(bf16::from_f32);
-            let bytes: [i8; LANES] = std::array::from_fn(|i| (i as i32 * 17 - 128) as i8);
-            let pairs: [u8; LANES] = std::array::from_fn(|i| (i * 17) as u8);
-            let [low, high] = V::load_nibbles(&pairs);
-            let made: [V; 12] = [
+            // The largest there are, of both signs: nothing may be cut off on the way.
+            let bytes = |i: usize| match i % 5 {
+                0 | 1 => 127,
+                2 | 3 => -127,
+                _ => (i as i32 * 37 % 255 - 127) as i8,
+            };
+            let eight: [[i8; SLICE]; 8] =
+                std::array::from_fn(|s| std::array::from_fn(|i| bytes(s * SLICE + i)));
+            let four: [[u8; SLICE]; 4] =
+                std::array::from_fn(|s| std::array::from_fn(|i| (s * 91 + i * 7) as u8));
+            let steep: [f32; GROUP] = std::array::from_fn(|i| if i % 3 == 0 { 2.0 } else { -2.0 });
+            let mixed = [&numbers[..], &halves.map(f32::from)].concat();
+            let mut inputs = [Whole::default(); 2];
+            Whole::round(&[&steep[..], &mixed].concat(), &mut inputs);
+            let eights = V::eights(&eight, inputs.each_ref());
+            let fours = V::fours(&four, inputs.each_ref());
+            let far: [f32; LANES] = std::array::from_fn(|i| i as f32 * 17.0 - 128.0);
+            let made: [V; 14] = [
                 load(&numbers),
                 load(&halves),
                 load(&numbers[..5]),
-                V::load_i8(&bytes),
-                low,
-                high,
+                V::load_f16(&numbers.map(f16::from_f32)),
+                eights[0],
+                eights[1],
+                fours[0],
+                fours[1],
                 V::load(&numbers).multiply(V::splat(3.0)),
-                V::load(&numbers).plus(V::load_i8(&bytes)),
+                V::load(&numbers).plus(V::load(&far)),
                 V::load(&numbers).divide(V::splat(3.0)),
                 V::load(&numbers).at_least(V::splat(0.1)),
                 V::load(&numbers).at_most(V::splat(0.1)),
-                V::load_i8(&bytes).exp(),
+                V::load(&far).exp(),
             ];
             let mut out = Vec::new();
             for vector in made {
@@ -284,6 +369,11 @@ mod tests {
                 out.push(vector.sum());
                 out.push(vector.multiply_add(V::splat(2.0), V::splat(1.0)).sum());
             }
+            let rows: [V; LANES] =
+                std::array::from_fn(|i| V::load(&numbers).multiply(V::splat(i as f32 - 3.7)));
+            let mut sums = [0.0; LANES];
+            V::sums(&rows).store(&mut sums);
+            out.extend(sums);
             out
         }
     }

@@ -1,6 +1,6 @@
 //! A linear map with an optional bias: `x · Wᵀ + b`.
 
-use crate::decode::{Copy, Map, Packed, Packing, packed, rows_of};
+use crate::decode::{Copy, Map, Packed, Packing, lies_on_four_bits, packed, rows_of};
 use crate::error::Result;
 use crate::tensor::in_kind;
 use crate::weights::Weights;
@@ -67,6 +67,11 @@ impl Linear {
     pub(crate) fn pack(&mut self, packing: Option<Packing>) -> Result<usize> {
         self.packed = packed(&self.weight, packing)?;
         Ok(self.packed.as_ref().map_or(0, Packed::bytes))
+    }
+
+    /// See [`lies_on_four_bits`].
+    pub(crate) fn lies_on_four_bits(&self) -> Result<bool> {
+        lies_on_four_bits(&self.weight)
     }
 
     /// As decode steps read it.

@@ -6,7 +6,7 @@
 
 use super::linear::Linear;
 use crate::config::{Activation, ModelConfig};
-use crate::decode::{Copy, Map, Packed, Packing, packed, rows_of};
+use crate::decode::{Copy, Map, Packed, Packing, lies_on_four_bits, packed, rows_of};
 use crate::error::Result;
 use crate::tensor::{in_kind, int};
 use crate::weights::Weights;
@@ -101,6 +101,11 @@ impl Mlp {
         self.packed_down = packed(&self.base_down, packing)?;
         let down = self.packed_down.as_ref().map_or(0, Packed::bytes);
         Ok(down + self.gate_up.pack(packing)?)
+    }
+
+    /// See [`lies_on_four_bits`].
+    pub(crate) fn lies_on_four_bits(&self) -> Result<bool> {
+        Ok(lies_on_four_bits(&self.base_down)? && self.gate_up.lies_on_four_bits()?)
     }
 
     /// Gate and up, and down, as decode steps read them. An edited matrix is read as it is served:

@@ -74,7 +74,7 @@ fn threads(config: &Config, report: &mut Report) {
 }
 
 fn memory(report: &mut Report) {
-    let Some((available, total)) = memory_bytes() else {
+    let Some((available, total)) = crate::memory::bytes() else {
         return report.warning("memory", "unknown: /proc/meminfo cannot be read", "");
     };
     let finding = format!(
@@ -88,34 +88,6 @@ fn memory(report: &mut Report) {
     } else {
         report.ok("memory", finding);
     }
-}
-
-/// Bytes that a new process could use.
-pub(super) fn available_memory() -> Option<u64> {
-    memory_bytes().map(|(available, _)| available)
-}
-
-/// Available and total bytes. A container's bound counts, not the machine's memory.
-fn memory_bytes() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 = line
-            .trim_start_matches(':')
-            .split_whitespace()
-            .next()?
-            .parse()
-            .ok()?;
-        Some(kib << 10)
-    };
-    let bound = fs::read_to_string("/sys/fs/cgroup/memory.max")
-        .ok()
-        .and_then(|text| text.trim().parse::<u64>().ok())
-        .unwrap_or(u64::MAX);
-    Some((
-        field("MemAvailable")?.min(bound),
-        field("MemTotal")?.min(bound),
-    ))
 }
 
 fn disk(subject: &'static str, directory: &Path, floor: u64, report: &mut Report) {

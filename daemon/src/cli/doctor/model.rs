@@ -83,7 +83,7 @@ fn weights(config: &Config, model: &ModelConfig, report: &mut Report) {
     };
     let bytes = parameters(model).saturating_mul(width);
     let finding = format!("about {} of memory when loaded", format_bytes(bytes));
-    match super::machine::available_memory() {
+    match crate::memory::available() {
         Some(available) if bytes > available => report.problem(
             "memory",
             format!("{finding}, {} available", format_bytes(available)),
