@@ -13,6 +13,7 @@ use addenda_proto::addenda::v1::adapters_client::AdaptersClient;
 use addenda_proto::addenda::v1::generate_response::Event;
 use addenda_proto::addenda::v1::generation_client::GenerationClient;
 use addenda_proto::addenda::v1::jobs_client::JobsClient;
+use addenda_proto::addenda::v1::knowledge_client::KnowledgeClient;
 use addenda_proto::addenda::v1::packets_client::PacketsClient;
 use addenda_proto::addenda::v1::{GenerateRequest, Summary};
 use tonic::transport::{Channel, Endpoint};
@@ -23,6 +24,8 @@ use crate::error::{Error, Result};
 pub(crate) struct Daemon {
     child: Child,
     channel: Channel,
+    /// Host and port.
+    address: String,
 }
 
 /// What came back for one request.
@@ -70,12 +73,31 @@ impl Daemon {
         let event: serde_json::Value = serde_json::from_str(&line).map_err(|_| silent())?;
         let endpoint = event.get("endpoint").and_then(serde_json::Value::as_str);
         let endpoint = endpoint.ok_or_else(silent)?.to_owned();
+        let address = endpoint.trim_start_matches("http://").to_owned();
         let channel = Endpoint::from_shared(endpoint)?
             .tcp_nodelay(true)
             .connect()
             .await?;
         let child = reaped.0.take().ok_or_else(silent)?;
-        Ok(Self { child, channel })
+        Ok(Self {
+            child,
+            channel,
+            address,
+        })
+    }
+
+    /// Of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn knowledge(&self) -> KnowledgeClient<Channel> {
+        KnowledgeClient::new(self.channel.clone())
     }
 
     pub(crate) fn adapters(&self) -> AdaptersClient<Channel> {

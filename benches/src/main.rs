@@ -11,6 +11,7 @@ mod error;
 mod perplexity;
 mod prefill;
 mod quality;
+mod soak;
 mod store;
 mod text;
 mod ttft;
@@ -41,6 +42,8 @@ enum What {
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.
     Store(store::Arguments),
+    /// Mixed traffic for a while: no error, no leak, nothing left running.
+    Soak(soak::Arguments),
     /// What packed weights cost: perplexity of a text that is decoded token by token.
     Perplexity(perplexity::Arguments),
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         What::Edit(arguments) => edit::run(&arguments),
         What::Clients(arguments) => clients::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
+        What::Soak(arguments) => soak::run(&arguments),
         What::Store(arguments) => store::run(&arguments),
         What::Perplexity(arguments) => perplexity::run(&arguments),
     };

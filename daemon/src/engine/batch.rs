@@ -7,13 +7,14 @@ use std::time::Duration;
 use crate::engine::sequence::{Phase, Sequence};
 
 /// Tokens of a prefill step while others decode or edit: at least, and at most.
-const LEAST_BESIDE: usize = 16;
-const MOST_BESIDE: usize = 128;
+const LEAST_BESIDE: usize = 32;
+const MOST_BESIDE: usize = 256;
 /// What decoding sequences wait for somebody's prompt, against their own step's time.
 const SHARE: f64 = 1.5;
 
 /// Tokens of a prefill step beside others: learned from how long these steps and decode steps take, so
-/// that whoever decodes waits about as long for the prompt as for its own step, on any machine.
+/// that whoever decodes waits about as long for a prompt as for its own step, on any machine. Where more
+/// prompts wait than sequences decode, so many times as long: nobody's answer is worth more than another's.
 #[derive(Debug)]
 pub(crate) struct Pace {
     tokens: usize,
@@ -28,11 +29,13 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// A prefill step of this pace took so long, and the decode step of the same round.
-    pub(crate) fn learn(&mut self, prefill: Duration, decode: Duration) {
-        let wanted = decode.as_secs_f64() * SHARE / prefill.as_secs_f64().max(1e-6);
+    /// A prefill step of this pace took so long in `round`, and its decode step.
+    pub(crate) fn learn(&mut self, round: &Round, prefill: Duration, decode: Duration) {
+        let each = round.prompts as f64 / round.decode.len().max(1) as f64;
+        let wanted = decode.as_secs_f64() * SHARE * each.max(1.0);
         // Down at once, up slowly: a step that had nothing to compute says little.
-        let tokens = self.tokens as f64 * wanted.clamp(0.25, 1.25);
+        let by = (wanted / prefill.as_secs_f64().max(1e-6)).clamp(0.25, 1.5);
+        let tokens = self.tokens as f64 * by;
         self.tokens = (tokens.round() as usize).clamp(LEAST_BESIDE, MOST_BESIDE);
     }
 }
@@ -44,6 +47,8 @@ pub(crate) struct Round {
     pub(crate) decode: Vec<usize>,
     /// Place of the sequence that computes a chunk of its prompt.
     pub(crate) prefill: Option<usize>,
+    /// Sequences that have a prompt to compute, that one among them.
+    pub(crate) prompts: usize,
 }
 
 impl Round {
@@ -64,6 +69,7 @@ impl Round {
         }
         let next = prefilling.iter().find(|&&place| place > after);
         round.prefill = next.or(prefilling.first()).copied();
+        round.prompts = prefilling.len();
         round
     }
 
@@ -88,11 +94,16 @@ mod tests {
     use std::time::Duration;
 
     /// Steps of `a + b · tokens` ms beside decode steps of `decode` ms: what the pace comes to.
-    fn settled(a: f64, b: f64, decode: f64) -> usize {
+    fn settled(a: f64, b: f64, decode: f64, prompts: usize) -> usize {
         let mut pace = Pace::default();
+        let round = Round {
+            decode: vec![0, 1],
+            prefill: Some(2),
+            prompts,
+        };
         for _ in 0..50 {
             let prefill = Duration::from_secs_f64((a + b * pace.tokens as f64) / 1e3);
-            pace.learn(prefill, Duration::from_secs_f64(decode / 1e3));
+            pace.learn(&round, prefill, Duration::from_secs_f64(decode / 1e3));
         }
         pace.tokens
     }
@@ -100,9 +111,10 @@ mod tests {
     #[test]
     fn a_prompt_takes_about_as_long_as_those_who_decode_beside_it() {
         // 10 + 1 · 50 ms are one and a half times 40.
-        assert!((45..=55).contains(&settled(10.0, 1.0, 40.0)));
-        assert_eq!(settled(10.0, 5.0, 10.0), LEAST_BESIDE);
-        assert_eq!(settled(0.1, 0.01, 40.0), MOST_BESIDE);
+        assert!((45..=55).contains(&settled(10.0, 1.0, 40.0, 1)));
+        assert!((45..=55).contains(&settled(10.0, 1.0, 20.0, 4)));
+        assert_eq!(settled(10.0, 5.0, 10.0, 1), LEAST_BESIDE);
+        assert_eq!(settled(0.1, 0.01, 40.0, 1), MOST_BESIDE);
     }
 
     #[test]

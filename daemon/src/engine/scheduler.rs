@@ -330,7 +330,7 @@ impl Floor {
             look(place, guard(|| sequence.step(&mut stage)));
         }
         if round.prefill.is_some() && !round.decode.is_empty() {
-            self.pace.learn(started.elapsed() - decoded, decoded);
+            self.pace.learn(round, started.elapsed() - decoded, decoded);
         }
         // From the back, so that the places before stay right.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
