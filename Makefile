@@ -4,7 +4,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test crash fuzz lint bench models build setup clean
+.PHONY: help demo test crash fuzz soak lint bench models build setup clean
 
 # Set for cargo and for us, so that both look in the same place whatever cargo's own settings say.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -26,6 +26,10 @@ crash: setup ## kill a writing process 300 times, twice, and look for what it lo
 
 fuzz: setup ## feed every decoder bytes, guided by coverage, five minutes each
 	@setup/fuzz.sh
+
+soak: setup ## an hour of mixed traffic: no error, no leak
+	cargo build --release --workspace --bins --locked
+	@$(addenda)-bench soak --seconds 3600 --json
 
 lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
 	cargo fmt --all --check

@@ -12,31 +12,40 @@ const MOST_BESIDE: usize = 256;
 /// What decoding sequences wait for somebody's prompt, against their own step's time.
 const SHARE: f64 = 1.5;
 
-/// Tokens of a prefill step beside others: learned from how long these steps and decode steps take, so
-/// that whoever decodes waits about as long for a prompt as for its own step, on any machine. Where more
-/// prompts wait than sequences decode, so many times as long: nobody's answer is worth more than another's.
-#[derive(Debug)]
+/// How long steps take, learned as they are done: a prefill step beside others has so many tokens that
+/// whoever decodes waits about as long for a prompt as for its own step, on any machine. Where more prompts
+/// wait than sequences decode, so many times as long: nobody's answer is worth more than another's.
+#[derive(Debug, Default)]
 pub(crate) struct Pace {
-    tokens: usize,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self {
-            tokens: LEAST_BESIDE,
-        }
-    }
+    /// Seconds of the last decode step.
+    decode: f64,
+    /// Seconds a token of prefill beside others; `None` before the first.
+    token: Option<f64>,
 }
 
 impl Pace {
-    /// A prefill step of this pace took so long in `round`, and its decode step.
-    pub(crate) fn learn(&mut self, round: &Round, prefill: Duration, decode: Duration) {
+    /// The decode step of a round took so long.
+    pub(crate) fn decoded(&mut self, took: Duration) {
+        self.decode = took.as_secs_f64();
+    }
+
+    /// A prefill step of so many tokens beside others took so long.
+    pub(crate) fn prefilled(&mut self, tokens: usize, took: Duration) {
+        let token = took.as_secs_f64() / tokens.max(1) as f64;
+        self.token = Some(
+            self.token
+                .map_or(token, |before| f64::midpoint(before, token)),
+        );
+    }
+
+    fn tokens(&self, round: &Round) -> usize {
+        let Some(token) = self.token else {
+            return LEAST_BESIDE;
+        };
         let each = round.prompts as f64 / round.decode.len().max(1) as f64;
-        let wanted = decode.as_secs_f64() * SHARE * each.max(1.0);
-        // Down at once, up slowly: a step that had nothing to compute says little.
-        let by = (wanted / prefill.as_secs_f64().max(1e-6)).clamp(0.25, 1.5);
-        let tokens = self.tokens as f64 * by;
-        self.tokens = (tokens.round() as usize).clamp(LEAST_BESIDE, MOST_BESIDE);
+        let wanted = self.decode * SHARE * each.max(1.0);
+        // A cast saturates.
+        ((wanted / token) as usize).clamp(LEAST_BESIDE, MOST_BESIDE)
     }
 }
 
@@ -82,7 +91,7 @@ impl Round {
         if self.decode.is_empty() && !others_wait {
             alone
         } else {
-            alone.min(pace.tokens)
+            alone.min(pace.tokens(self))
         }
     }
 }
@@ -93,28 +102,27 @@ mod tests {
     use crate::engine::sequence::Phase::{Decode, Paused, Prefill};
     use std::time::Duration;
 
-    /// Steps of `a + b · tokens` ms beside decode steps of `decode` ms: what the pace comes to.
-    fn settled(a: f64, b: f64, decode: f64, prompts: usize) -> usize {
+    /// Prefill steps of 1 ms a token beside decode steps of `decode` ms.
+    fn tokens(decode: u64, prompts: usize) -> usize {
         let mut pace = Pace::default();
         let round = Round {
             decode: vec![0, 1],
             prefill: Some(2),
             prompts,
         };
-        for _ in 0..50 {
-            let prefill = Duration::from_secs_f64((a + b * pace.tokens as f64) / 1e3);
-            pace.learn(&round, prefill, Duration::from_secs_f64(decode / 1e3));
-        }
-        pace.tokens
+        assert_eq!(pace.tokens(&round), LEAST_BESIDE);
+        pace.decoded(Duration::from_millis(decode));
+        pace.prefilled(64, Duration::from_millis(64));
+        pace.tokens(&round)
     }
 
     #[test]
     fn a_prompt_takes_about_as_long_as_those_who_decode_beside_it() {
-        // 10 + 1 · 50 ms are one and a half times 40.
-        assert!((45..=55).contains(&settled(10.0, 1.0, 40.0, 1)));
-        assert!((45..=55).contains(&settled(10.0, 1.0, 20.0, 4)));
-        assert_eq!(settled(10.0, 5.0, 10.0, 1), LEAST_BESIDE);
-        assert_eq!(settled(0.1, 0.01, 40.0, 1), MOST_BESIDE);
+        assert_eq!(tokens(40, 1), 60);
+        assert_eq!(tokens(40, 2), 60);
+        assert_eq!(tokens(40, 4), 120);
+        assert_eq!(tokens(1, 1), LEAST_BESIDE);
+        assert_eq!(tokens(1000, 1), MOST_BESIDE);
     }
 
     #[test]

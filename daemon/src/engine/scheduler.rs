@@ -19,7 +19,7 @@ use crate::engine::command::{Command, Forget, Ticket, Under, View, Waiting};
 use crate::engine::decode;
 use crate::engine::prefix::Prefixes;
 use crate::engine::queue::Queue;
-use crate::engine::sequence::{Outcome, Sequence, Stage};
+use crate::engine::sequence::{Outcome, Phase, Sequence, Stage};
 use crate::engine::{EngineState, Health};
 use crate::error::{Error, Result};
 use crate::limits;
@@ -304,7 +304,9 @@ impl Floor {
         let both = (model, &*self.tokenizer, &*self.metrics);
         let started = Instant::now();
         let (stepped, others) = decode::step(&mut self.sequences, &round.decode, both);
-        let decoded = started.elapsed();
+        if !round.decode.is_empty() {
+            self.pace.decoded(started.elapsed());
+        }
         let mut ended = Vec::new();
         let mut look = |place: usize, result: Result<Option<Outcome>>| match result {
             Ok(None) => {}
@@ -314,12 +316,13 @@ impl Floor {
         for (place, result) in stepped {
             look(place, result);
         }
+        let chunk = round.chunk(self.chunk, self.beside_edit, &self.pace);
         let mut stage = Stage {
             model,
             tokenizer: &self.tokenizer,
             shelf: &mut self.shelf,
             prefixes: &mut self.prefixes,
-            chunk: round.chunk(self.chunk, self.beside_edit, &self.pace),
+            chunk,
         };
         for &place in others.iter().chain(&round.prefill) {
             let Some(sequence) = self.sequences.get_mut(place) else {
@@ -327,10 +330,13 @@ impl Floor {
             };
             let span = sequence.ticket.span.clone();
             let _span = span.enter();
+            let started = Instant::now();
             look(place, guard(|| sequence.step(&mut stage)));
-        }
-        if round.prefill.is_some() && !round.decode.is_empty() {
-            self.pace.learn(round, started.elapsed() - decoded, decoded);
+            // A prompt's last step may be of any length.
+            let whole = round.prefill == Some(place) && sequence.phase() == Phase::Prefill;
+            if whole && !round.decode.is_empty() {
+                self.pace.prefilled(chunk, started.elapsed());
+            }
         }
         // From the back, so that the places before stay right.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
