@@ -6,9 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use addenda_model::{ModelFiles, Tokenizer};
+use addenda_proto::addenda::v1::generation_client::GenerationClient;
+use addenda_proto::addenda::v1::knowledge_client::KnowledgeClient;
+use addenda_proto::addenda::v1::packets_client::PacketsClient;
 use addenda_proto::addenda::v1::{
     AddFactRequest, Completion, DeleteRequest, Fact, GenerateRequest, PutDocumentRequest,
     RetireFactRequest, delete_request, generate_request::Prompt,
@@ -17,9 +21,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::daemon::Daemon;
 use crate::error::{Error, Result, io};
+use crate::pages::resident;
+use crate::random::Random;
 use crate::text;
 
 /// Places in the daemon's queue: fewer than there are clients.
@@ -158,11 +165,11 @@ enum Kind {
 struct Texts(Vec<String>);
 
 impl Texts {
-    fn new(tokenizer: &Tokenizer) -> Result<std::sync::Arc<Self>> {
+    fn new(tokenizer: &Tokenizer) -> Result<Arc<Self>> {
         let lengths = [8, 20, 40, 80, 160, 400];
         let texts = (0..48_u64).zip(lengths.iter().cycle());
         let texts = texts.map(|(seed, length)| text::prose(tokenizer, *length, seed + 1));
-        Ok(std::sync::Arc::new(Self(texts.collect::<Result<_>>()?)))
+        Ok(Arc::new(Self(texts.collect::<Result<_>>()?)))
     }
 }
 
@@ -212,45 +219,30 @@ impl Tally {
 
 /// One client.
 struct Traffic {
-    generation:
-        addenda_proto::addenda::v1::generation_client::GenerationClient<tonic::transport::Channel>,
-    packets: addenda_proto::addenda::v1::packets_client::PacketsClient<tonic::transport::Channel>,
-    knowledge:
-        addenda_proto::addenda::v1::knowledge_client::KnowledgeClient<tonic::transport::Channel>,
-    texts: std::sync::Arc<Texts>,
-    state: u64,
+    generation: GenerationClient<Channel>,
+    packets: PacketsClient<Channel>,
+    knowledge: KnowledgeClient<Channel>,
+    texts: Arc<Texts>,
+    random: Random,
     until: Instant,
     tally: Tally,
 }
 
 impl Traffic {
-    fn new(daemon: &Daemon, texts: &std::sync::Arc<Texts>, seed: u64, until: Instant) -> Self {
+    fn new(daemon: &Daemon, texts: &Arc<Texts>, seed: u64, until: Instant) -> Self {
         Self {
             generation: daemon.generation(),
             packets: daemon.packets(),
             knowledge: daemon.knowledge(),
-            texts: std::sync::Arc::clone(texts),
-            state: seed,
+            texts: Arc::clone(texts),
+            random: Random::new(seed),
             until,
             tally: Tally::default(),
         }
     }
 
-    /// A number below `bound`, by `SplitMix64`.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound.max(1)
-    }
-
     fn text(&mut self) -> String {
-        let index = self.below(self.texts.0.len() as u64);
-        let text = usize::try_from(index)
-            .ok()
-            .and_then(|i| self.texts.0.get(i));
-        text.cloned().unwrap_or_default()
+        self.random.pick(&self.texts.0).cloned().unwrap_or_default()
     }
 
     async fn go_on(&mut self, kind: Kind) -> Tally {
@@ -260,7 +252,7 @@ impl Traffic {
                 Err(Error::Status(status)) if status.code() == Code::ResourceExhausted => {
                     self.tally.refused += 1;
                     // Who is refused comes again a little later, as the refusal asks for.
-                    let pause = Duration::from_millis(20 + self.below(200));
+                    let pause = Duration::from_millis(20 + self.random.below(200));
                     tokio::time::sleep(pause).await;
                 }
                 Err(error) => {
@@ -281,13 +273,13 @@ impl Traffic {
 
     /// An answer; every other one is given up, before its first token or at a later one.
     async fn answer(&mut self) -> Result<()> {
-        let tokens = 1 + self.below(32);
+        let tokens = 1 + self.random.below(32);
         let text = self.text();
-        let documents = match self.below(4) {
-            0 => vec![format!("soak-{}", self.below(NAMES))],
+        let documents = match self.random.below(4) {
+            0 => vec![format!("soak-{}", self.random.below(NAMES))],
             _ => Vec::new(),
         };
-        let give_up = (self.below(2) == 0).then(|| self.below(tokens));
+        let give_up = (self.random.below(2) == 0).then(|| self.random.below(tokens));
         let request = GenerateRequest {
             prompt: Some(Prompt::Completion(Completion { text })),
             max_tokens: u32::try_from(tokens).unwrap_or(1),
@@ -320,8 +312,8 @@ impl Traffic {
 
     /// A document under one of a few names, put with another text, or deleted.
     async fn document(&mut self) -> Result<()> {
-        let name = format!("soak-{}", self.below(NAMES));
-        if self.below(4) == 0 {
+        let name = format!("soak-{}", self.random.below(NAMES));
+        if self.random.below(4) == 0 {
             let request = DeleteRequest {
                 what: Some(delete_request::What::Document(name)),
                 ..DeleteRequest::default()
@@ -353,14 +345,17 @@ impl Traffic {
             "Tam Wexford",
         ];
         let crafts = ["violinist", "carpenter", "surgeon", "baker"];
-        let pick = |index: u64, of: [&str; 4]| {
-            let index = usize::try_from(index).unwrap_or(0);
-            of.get(index).copied().unwrap_or_default().to_owned()
+        let mut pick = |of: [&str; 4]| {
+            self.random
+                .pick(&of)
+                .copied()
+                .unwrap_or_default()
+                .to_owned()
         };
         let fact = Fact {
-            subject: pick(self.below(4), subjects),
+            subject: pick(subjects),
             prompt: "The profession of {} is".to_owned(),
-            target: pick(self.below(4), crafts),
+            target: pick(crafts),
             ..Fact::default()
         };
         let request = AddFactRequest {
@@ -391,17 +386,10 @@ impl Footprint {
             let entries = std::fs::read_dir(&path).map_err(io(&path.display()))?;
             Ok(entries.count() as u64)
         };
-        let path = format!("{folder}/statm");
-        let text = std::fs::read_to_string(&path).map_err(io(&path))?;
-        let mut pages = text.split_whitespace().map(str::parse::<f64>);
-        let (resident, shared) = (pages.nth(1), pages.next());
-        let own = match (resident, shared) {
-            // What is mapped from the store's files is the system's to keep or drop.
-            (Some(Ok(resident)), Some(Ok(shared))) => resident - shared,
-            _ => return Err(Error::Content(format!("{path} says something else"))),
-        };
+        // What is mapped from the store's files is the system's to keep or drop.
+        let (resident, mapped) = resident(&process.to_string())?;
         Ok(Self {
-            resident_mib: own * 4096.0 / f64::from(1 << 20),
+            resident_mib: (resident - mapped) / f64::from(1 << 20),
             threads: count("task")?,
             files: count("fd")?,
         })

@@ -3,6 +3,7 @@
 use addenda_model::Tokenizer;
 
 use crate::error::Result;
+use crate::random::Random;
 
 const SUBJECTS: [&str; 8] = [
     "The harbour master",
@@ -58,15 +59,8 @@ const TIMES: [&str; 8] = [
 /// Text number `seed`, of exactly `tokens` tokens where the tokenizer allows it, of at most so many
 /// otherwise.
 pub(crate) fn prose(tokenizer: &Tokenizer, tokens: usize, seed: u64) -> Result<String> {
-    // SplitMix64 (Steele et al. 2014): enough for word choices, and the same everywhere.
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut pick = |words: &[&'static str; 8]| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let index = usize::try_from((z ^ (z >> 31)) % 8).unwrap_or(0);
-        words.get(index).copied().unwrap_or_default()
-    };
+    let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut pick = |words: &[&'static str; 8]| random.pick(words).copied().unwrap_or_default();
     let mut text = String::new();
     // A sentence is at least ten tokens of any tokenizer here.
     for _ in 0..=tokens / 10 {

@@ -3,7 +3,8 @@
 //! A decode step is some thousand small products over weights that are read once: libtorch's
 //! dispatch of them takes longer than the memory does. So a step gathers slices of all that it
 //! touches — weights, tails, packets — and computes them in one go: in f32, but for products with
-//! packed weights, whose inputs are rounded to 8 bits. Other devices go through [`Transformer::forward`], a sequence at a time.
+//! packed weights, whose inputs are rounded (see `whole`). Other devices go through
+//! [`Transformer::forward`], a sequence at a time.
 //!
 //! Invariant: a sequence gets the same numbers alone and among others.
 
@@ -32,8 +33,8 @@ pub(crate) use wide::Numbers;
 
 /// Rows of logits that are computed as decode steps are; more are a matrix product.
 const FEW: i64 = 16;
-/// What of the weights packing may change without a mark: rounding to bf16 changes a fifth of it, four bits of
-/// weights that were never in four bits seven times it.
+/// What of the weights packing may change without a mark, root mean square: more than rounding to bf16 does, less
+/// than 4 bits of weights that were never in 4 bits.
 const LITTLE: f64 = 0.01;
 
 /// The weights `[outputs, inputs]` of a map where libtorch keeps them, f32 or bf16 on the CPU.

@@ -156,7 +156,7 @@ impl Transformer {
                 "weights are packed for the CPU only; leave `weights` at \"auto\" here".to_owned(),
             ));
         }
-        // Four bits of the output matrix cost more than those of all others (see ARCHITECTURE.md).
+        // 4-bit GGUFs, such as the catalogue's of SmolLM2, keep the output matrix in 8 bits too.
         self.packed_output = packed(&self.output, packing.map(|_| Packing::Int8))?;
         let mut bytes = self.packed_output.as_ref().map_or(0, Packed::bytes);
         for block in &mut self.blocks {

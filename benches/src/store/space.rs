@@ -9,6 +9,7 @@ use addenda_cache::{Body, Effort, PacketId};
 use super::packet::Sample;
 use super::speed::open_store;
 use crate::error::{Result, io};
+use crate::pages::resident;
 
 const MEBIBYTE: f64 = 1_048_576.0;
 
@@ -63,7 +64,7 @@ pub(crate) struct Memory {
 
 /// Memory of this process with so much stored, all of it read once and some of it held.
 pub(crate) fn memory(folder: &Path, stored_mib: u32) -> Result<Memory> {
-    let before = resident()?;
+    let (before, _) = resident("self")?;
     let ids: Vec<PacketId> = {
         let store = open_store(folder)?;
         let put = |number| Sample::new(number, "", 1 << 20).put(&store);
@@ -81,7 +82,8 @@ pub(crate) fn memory(folder: &Path, stored_mib: u32) -> Result<Memory> {
     let touched: u64 = held.iter().map(|body| touch(body.as_ref())).sum();
     std::hint::black_box(touched);
     let working_set_mib = held.len() as f64;
-    let resident_mib = (resident()? - before) / MEBIBYTE - working_set_mib;
+    let (after, _) = resident("self")?;
+    let resident_mib = (after - before) / MEBIBYTE - working_set_mib;
     Ok(Memory {
         resident_mib,
         working_set_mib,
@@ -94,16 +96,6 @@ fn touch(bytes: &[u8]) -> u64 {
         .step_by(4096)
         .map(|byte| u64::from(*byte))
         .sum()
-}
-
-/// Resident bytes of this process.
-fn resident() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/self/statm").map_err(io("/proc/self/statm"))?;
-    let pages = text
-        .split_whitespace()
-        .nth(1)
-        .and_then(|pages| pages.parse().ok());
-    Ok(pages.unwrap_or(0.0) * 4096.0)
 }
 
 /// Bytes that a folder takes on its file system, holes not counted.

@@ -265,12 +265,7 @@ fn weigh<V: Vector, const N: usize>(
     for scores in &*scores {
         most = most.at_least(V::load(&scores[n]));
     }
-    let mut lanes = [0.0_f32; LANES];
-    most.store(&mut lanes);
-    let mut largest = f32::NEG_INFINITY;
-    for lane in lanes {
-        largest = largest.max(lane);
-    }
+    let largest = most.largest();
     let below = V::splat(-largest);
     let mut sum = V::splat(0.0);
     for scores in &mut *scores {

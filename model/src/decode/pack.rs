@@ -10,13 +10,10 @@
 //! [`FourBits`]): one instruction multiplies four inputs of each.
 
 use super::rows::{Eights, Fours, Rows};
-use super::wide::{EightBits, FourBits, GROUP, LANES, ROUND};
+use super::wide::{EightBits, FOUR, FourBits, GROUP, LANES, ROUND};
 use half::f16;
 use rayon::prelude::{IntoParallelIterator, ParallelIterator};
 use std::ops::RangeInclusive;
-
-/// Inputs of a slice.
-const FOUR: usize = 4;
 
 /// How the decode steps' copy of the weights is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

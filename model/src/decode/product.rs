@@ -1,4 +1,4 @@
-//! Products of a few vectors with a map's weights, on all threads of the pool.
+//! Products of a few vectors with a map's weights, on all threads of the team.
 //!
 //! Each weight is read from memory once for all vectors, which is what a decode step's time goes
 //! into. Invariant: a vector's product is the same number for number, whatever other vectors it is

@@ -1,7 +1,7 @@
 //! One token of several sequences through all layers, in f32, without libtorch.
 //!
-//! Owns the order of a step. Products and attention go over the pool's threads; what lies between
-//! them is a few thousand numbers and stays on one. Whatever is read or written was laid out before
+//! Owns the order of a step. Products, attention and what each sequence has for itself go over the team's
+//! threads; norms and sums between them are a few thousand numbers and stay on one. Whatever is read or written was laid out before
 //! (see `decode`), so nothing here fails.
 
 use super::attend::{Queries, Sequence, Stretch, attend};

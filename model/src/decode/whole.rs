@@ -5,10 +5,7 @@
 //! rounding costs more than the weights' (see ARCHITECTURE.md). Products of whole numbers are exact in any
 //! order, so a processor's widest instructions give what its plainest ones do.
 
-use super::wide::{GROUP, LANES, ROUND, Vector, Work, widest};
-
-/// Neighbouring inputs that an instruction multiplies at once.
-const FOUR: usize = 4;
+use super::wide::{FOUR, GROUP, LANES, ROUND, Vector, Work, widest};
 
 /// One group of a vector's inputs: `x ≈ (q + r / 256) · step`, q and r in −127 … 127.
 #[derive(Clone, Copy, Default)]
@@ -65,13 +62,8 @@ fn round<V: Vector>(group: &[f32; GROUP]) -> Whole {
         most = most.at_least(half).at_least(half.multiply(V::splat(-1.0)));
         total = total.plus(half);
     }
-    let mut lanes = [0.0_f32; LANES];
-    most.store(&mut lanes);
-    let mut largest = 0.0_f32;
-    for lane in lanes {
-        largest = if lane > largest { lane } else { largest };
-    }
-    let step = largest / 127.0;
+    // They are magnitudes, but a zero may have come out as -0.
+    let step = most.largest().abs() / 127.0;
     let per_step = if step > 0.0 { 1.0 / step } else { 0.0 };
     let mut numbers = [[0_i8; GROUP]; 2];
     let [coarse, fine] = &mut numbers;

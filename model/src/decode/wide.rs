@@ -15,8 +15,10 @@ pub(crate) const LANES: usize = 16;
 pub(crate) const GROUP: usize = 2 * LANES;
 /// Adding this to a number below 2²² rounds it: the sum has no bits for less than 1.
 pub(crate) const ROUND: f32 = 12_582_912.0;
+/// Neighbouring inputs that an instruction multiplies at once.
+pub(crate) const FOUR: usize = 4;
 /// Four neighbouring inputs of sixteen rows.
-const SLICE: usize = 4 * LANES;
+const SLICE: usize = FOUR * LANES;
 
 /// A group's int8 of sixteen rows, in slices of four inputs; in a slice, row after row.
 pub(crate) type EightBits = [[i8; SLICE]; 8];
@@ -53,6 +55,18 @@ pub(crate) trait Vector: Copy {
     fn power_of_two(self) -> Self;
     /// The sum of all sixteen: the upper half is added to the lower one until one is left.
     fn sum(self) -> f32;
+
+    /// The largest of all sixteen.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes);
+        let mut largest = f32::NEG_INFINITY;
+        for lane in lanes {
+            largest = largest.max(lane);
+        }
+        largest
+    }
 
     /// The sum of each of sixteen.
     #[inline(always)]
