@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use addenda_model::{Input, Packing, SequenceKv, Transformer};
+use addenda_model::{Packing, SequenceKv, Transformer};
 use serde_json::json;
 
 use crate::error::{Error, Result};
@@ -100,11 +100,11 @@ fn once(model: &Transformer, ids: &[u32], arguments: &Arguments) -> Result<(f64,
     let started = Instant::now();
     let mut hidden = None;
     for chunk in ids.chunks(arguments.chunk.max(1)) {
-        hidden = Some(model.forward(Input::Ids(chunk), &mut kv)?);
+        hidden = Some(model.prefill(chunk, &mut kv)?);
     }
     let hidden = hidden.ok_or_else(|| Error::Config("a prompt needs tokens".to_owned()))?;
     let last = hidden.f_narrow(0, -1, 1)?;
-    let first = greedy(&model.logits(&last)?)?;
+    let first = greedy(&model.decode_logits(&last)?)?;
     let prefill = ids.len() as f64 / started.elapsed().as_secs_f64();
     let mut kvs = vec![kv];
     let prompt = Rc::new(match kvs.first() {

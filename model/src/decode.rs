@@ -1,10 +1,10 @@
-//! Decoding on the CPU: one token for each of several sequences, by kernels of our own.
+//! Serving on the CPU, by kernels of our own: one token for each of several sequences, or a prompt.
 //!
 //! A decode step is some thousand small products over weights that are read once: libtorch's
 //! dispatch of them takes longer than the memory does. So a step gathers slices of all that it
 //! touches — weights, tails, packets — and computes them in one go: in f32, but for products with
-//! packed weights, whose inputs are rounded (see `whole`). Other devices go through
-//! [`Transformer::forward`], a sequence at a time.
+//! packed weights, whose inputs are rounded (see `whole`). A prompt's tokens are such a step too, of many
+//! tokens of one sequence. Other devices go through [`Transformer::forward`].
 //!
 //! Invariant: a sequence gets the same numbers alone and among others.
 
@@ -19,7 +19,7 @@ mod wide;
 
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
-use crate::tensor::{NoGrad, elements, int};
+use crate::tensor::{NoGrad, elements, int, multiplies_f32_faster};
 use crate::transformer::{Input, Transformer};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
@@ -27,12 +27,16 @@ use tch::{Device, Kind, Tensor};
 pub(crate) use pack::Packed;
 pub use pack::Packing;
 pub(crate) use rows::Rows;
-pub(crate) use step::{Attention, Layer, Lie, Map, Memory, Norm, Place, Turn};
+pub(crate) use step::{Attention, Layer, Lie, Map, Memory, Norm, Run, Turn};
 pub(crate) use team::Team;
 pub(crate) use wide::Numbers;
 
 /// Rows of logits that are computed as decode steps are; more are a matrix product.
 const FEW: i64 = 16;
+/// Tokens of a prompt that are computed in one step: more would not stay in a core's own cache.
+const TOGETHER: usize = 64;
+/// Tokens of a prompt from which on libtorch is the faster one with weights that are not packed.
+const MANY: usize = 256;
 /// What of the weights packing may change without a mark, root mean square: more than rounding to bf16 does, less
 /// than 4 bits of weights that were never in 4 bits.
 const LITTLE: f64 = 0.01;
@@ -125,13 +129,52 @@ impl Transformer {
             let each = each.map(|(id, kv)| self.forward(Input::Ids(&[*id]), kv));
             return Ok(Tensor::f_cat(&each.collect::<Result<Vec<_>>>()?, 0)?);
         }
-        self.step(ids, kvs, Copy::Packed)
+        let ids: Vec<&[u32]> = ids.chunks(1).collect();
+        self.step(&ids, kvs, Copy::Packed)
     }
 
-    /// The step itself, on the CPU.
+    /// Appends a prompt's tokens to one sequence and returns their hidden states after the last norm,
+    /// `[T, d]`. No gradients. On an error the context is as before.
+    ///
+    /// Reads the packed weights where there are any, as [`Self::decode`] does; leaves what libtorch is faster
+    /// with to [`Self::forward`].
+    ///
+    /// # Errors
+    /// An unknown id, no tokens, a context grown too long, or libtorch's.
+    pub fn prefill(&self, ids: &[u32], kv: &mut SequenceKv) -> Result<Tensor> {
+        if ids.is_empty() || self.is_libtorchs(ids.len()) {
+            return self.forward(Input::Ids(ids), kv);
+        }
+        let _guard = NoGrad::new();
+        self.check_ids(ids)?;
+        kv.check_room(ids.len())?;
+        let before = kv.len();
+        let steps = ids.chunks(TOGETHER);
+        let steps = steps.map(|ids| self.step(&[ids], &mut [kv], Copy::Packed));
+        match steps.collect::<Result<Vec<_>>>() {
+            Ok(hidden) => Ok(Tensor::f_cat(&hidden, 0)?),
+            Err(error) => {
+                kv.truncate(before)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether libtorch is faster with so many tokens of one sequence.
+    fn is_libtorchs(&self, tokens: usize) -> bool {
+        let most = match (multiplies_f32_faster(self.device), self.is_packed()) {
+            // Its products of bf16 run on matrix units.
+            (false, _) => TOGETHER,
+            (true, true) => usize::MAX,
+            (true, false) => MANY,
+        };
+        self.device != Device::Cpu || tokens > most
+    }
+
+    /// The step itself, on the CPU: appends its `ids` to each sequence.
     pub(crate) fn step(
         &self,
-        ids: &[u32],
+        ids: &[&[u32]],
         kvs: &mut [&mut SequenceKv],
         copy: Copy,
     ) -> Result<Tensor> {
@@ -140,39 +183,40 @@ impl Transformer {
             Kind::BFloat16 => self.step_in::<bf16>(ids, kvs, copy)?,
             other => return Err(Error::Invalid(format!("{other:?} models can't decode"))),
         };
-        for kv in kvs {
-            kv.advance(1);
+        for (ids, kv) in ids.iter().zip(kvs) {
+            kv.advance(ids.len());
         }
-        let shape = [int(ids.len()), int(self.config.hidden_size)];
+        let shape = [-1, int(self.config.hidden_size)];
         let hidden = Tensor::f_from_slice(&hidden)?.f_reshape(shape)?;
         Ok(hidden.f_to_kind(self.kind)?)
     }
 
     fn step_in<E: Numbers>(
         &self,
-        ids: &[u32],
+        ids: &[&[u32]],
         kvs: &mut [&mut SequenceKv],
         copy: Copy,
     ) -> Result<Vec<f32>> {
-        let mut x = self.embedded::<E>(ids)?;
+        let mut x = self.embedded::<E>(&ids.concat())?;
         let layers: Vec<Layer<'_>> = self
             .blocks
             .iter()
             .map(|block| block.for_decode(copy, self.has_local_rope()))
             .collect::<Result<_>>()?;
-        let places: Vec<Place> = kvs.iter().map(|kv| self.place(kv)).collect();
+        let runs = ids.iter().zip(&*kvs);
+        let runs: Vec<Run> = runs.map(|(ids, kv)| self.run_of(ids.len(), kv)).collect();
         let mut memories: Vec<Vec<Memory<'_, E>>> = layers.iter().map(|_| Vec::new()).collect();
-        for kv in kvs.iter_mut() {
-            for (layer, memory) in memories.iter_mut().zip(kv.memories::<E>()?) {
+        for (ids, kv) in ids.iter().zip(kvs) {
+            for (layer, memory) in memories.iter_mut().zip(kv.memories::<E>(ids.len())?) {
                 layer.push(memory?);
             }
         }
         let norm = self.norm.for_decode();
         Ok(self.team()?.run(|crew| {
             for (layer, memories) in layers.iter().zip(&mut memories) {
-                step::layer(crew, layer, &places, memories, &mut x);
+                step::layer(crew, layer, &runs, memories, &mut x);
             }
-            step::normed(&x, norm)
+            step::normed(crew, &x, norm)
         }))
     }
 
@@ -189,36 +233,37 @@ impl Transformer {
         Ok(rows.map(|number| number.widen() * scale).collect())
     }
 
-    /// Where the next token of `kv` stands.
-    fn place(&self, kv: &SequenceKv) -> Place {
-        let position = kv.len();
-        let from = |anchor: &i64| usize::try_from(int(position) - anchor).unwrap_or(0);
+    /// Where the next `tokens` of `kv` stand.
+    fn run_of(&self, tokens: usize, kv: &SequenceKv) -> Run {
         let anchors = kv.anchors();
-        let seen = std::iter::once(position).chain(anchors.iter().map(from));
-        let seen: Vec<usize> = seen.collect();
-        let (turns, local_turns) = self.turns(&seen);
-        Place {
-            position,
+        let turns = (kv.len()..kv.len() + tokens).map(|position| {
+            let from = |anchor: &i64| usize::try_from(int(position) - anchor).unwrap_or(0);
+            let seen = std::iter::once(position).chain(anchors.iter().map(from));
+            self.turns(&seen.collect::<Vec<_>>())
+        });
+        let (turns, local_turns) = turns.unzip();
+        Run {
+            position: kv.len(),
             row: kv.own_tokens(),
-            lies: kv.lies_with_one_more(),
+            lies: kv.lies_with(tokens),
             turns,
             local_turns,
         }
     }
 
-    /// Hidden states `[sequences, d]` that [`Self::decode`] gave to logits, f32 `[sequences, vocab]`; by
+    /// Hidden states `[.., d]` that [`Self::decode`] or [`Self::prefill`] gave to logits, f32 `[.., vocab]`; by
     /// packed weights where there are any.
     ///
     /// # Errors
     /// libtorch's.
     pub fn decode_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        if self.is_few(hidden) {
+        if self.is_packed() || self.is_few(hidden) {
             return self.few_logits(hidden, Copy::Packed);
         }
         self.logits(hidden)
     }
 
-    /// Hidden states `[.., d]` of a few rows to logits, f32 `[.., vocab]`, on the CPU.
+    /// Hidden states `[.., d]` to logits, f32 `[.., vocab]`, on the CPU: faster than libtorch for a few rows.
     pub(crate) fn few_logits(&self, hidden: &Tensor, copy: Copy) -> Result<Tensor> {
         let d = self.config.hidden_size;
         let x = hidden.f_to_kind(Kind::Float)?.f_reshape([-1])?;

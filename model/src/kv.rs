@@ -279,8 +279,8 @@ impl SequenceKv {
         Ok(())
     }
 
-    /// The context as decode steps see it, with one more token behind it.
-    pub(crate) fn lies_with_one_more(&self) -> Vec<Lie> {
+    /// The context as decode steps see it, with so many `more` tokens behind it.
+    pub(crate) fn lies_with(&self, more: usize) -> Vec<Lie> {
         let mut packets = 0..;
         let lies = self.spans.iter().map(|span| match span {
             Span::Tail { at, start, tokens } => Lie {
@@ -300,24 +300,25 @@ impl SequenceKv {
         });
         let mut lies: Vec<Lie> = lies.collect();
         match lies.last_mut() {
-            Some(last) if last.packet.is_none() => last.tokens += 1,
+            Some(last) if last.packet.is_none() => last.tokens += more,
             _ => lies.push(Lie {
                 at: self.tokens,
                 from: self.tail_tokens,
-                tokens: 1,
+                tokens: more,
                 packet: None,
             }),
         }
         lies
     }
 
-    /// Every layer's keys and values, with room for one more token, on the CPU.
+    /// Every layer's keys and values, with room for so many `more` tokens, on the CPU.
     pub(crate) fn memories<E: Numbers>(
         &mut self,
+        more: usize,
     ) -> Result<impl Iterator<Item = Result<Memory<'_, E>>>> {
         let (own, device, spans) = (self.tail_tokens, self.device, &self.spans);
         for tail in &mut self.layers {
-            tail.reserve(int(own) + 1, int(own), device)?;
+            tail.reserve(int(own + more), int(own), device)?;
         }
         let layers = self.layers.iter_mut().enumerate();
         Ok(layers.map(move |(index, tail)| {

@@ -236,7 +236,7 @@ impl Transformer {
         {
             self.check_ids(&[*id])?;
             kv.check_room(1)?;
-            return self.step(&[*id], &mut [kv], Copy::Loaded);
+            return self.step(&[&[*id]], &mut [kv], Copy::Loaded);
         }
         let mut x = match input {
             Input::Ids(ids) => {

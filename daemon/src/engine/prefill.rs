@@ -3,7 +3,7 @@
 //! Owns how far a prompt has come. Packets are attached whole and cost nothing; tokens are computed
 //! in chunks, so that others get their turn, and so are the documents that are blended. Never samples.
 
-use addenda_model::{Blending, Input, SequenceKv, Transformer};
+use addenda_model::{Blending, SequenceKv, Transformer};
 use tch::Tensor;
 
 use crate::digest::Digest;
@@ -157,7 +157,7 @@ impl Prefill {
                 continue;
             }
             let run = ids.get(..chunk.max(1)).unwrap_or(ids);
-            let hidden = model.forward(Input::Ids(run), kv)?;
+            let hidden = model.prefill(run, kv)?;
             self.token += run.len();
             let last = run.len() == ids.len() && self.segment + 1 == self.prompt.segments.len();
             return Ok(if last {

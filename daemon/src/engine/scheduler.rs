@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use addenda_model::{Input, Tokenizer, Transformer};
+use addenda_model::{Tokenizer, Transformer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -104,7 +104,7 @@ impl Floor {
     pub(crate) fn begin(&mut self, model: &Transformer, beginnings: &[Vec<u32>]) -> Result<()> {
         for ids in beginnings.iter().filter(|ids| !ids.is_empty()) {
             let mut kv = model.new_kv()?;
-            drop(model.forward(Input::Ids(ids), &mut kv)?);
+            drop(model.prefill(ids, &mut kv)?);
             self.prefixes.share(self.under.revision, ids, &kv)?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! Owns the scores so far; never samples. Invariant: each continuation sees the prompt alone, for
 //! the context is cut back after each.
 
-use addenda_model::{Input, SequenceKv, Transformer};
+use addenda_model::{SequenceKv, Transformer};
 use tch::{Kind, Tensor};
 use tokio::sync::oneshot;
 
@@ -83,7 +83,7 @@ fn score(
     let before = ids.get(..ids.len().saturating_sub(1)).unwrap_or_default();
     let mut hidden = prompt.f_unsqueeze(0)?;
     if !before.is_empty() {
-        let rest = model.forward(Input::Ids(before), kv);
+        let rest = model.prefill(before, kv);
         let cut = kv.truncate(start);
         hidden = Tensor::f_cat(&[hidden, rest?], 0)?;
         cut?;
@@ -104,7 +104,7 @@ fn of_rows(model: &Transformer, hidden: &Tensor, ids: &[u32]) -> Result<(Vec<f32
     let rows = hidden.f_split(ROWS, 0)?;
     let targets = ids.f_split(ROWS, 0)?;
     for (rows, targets) in rows.iter().zip(&targets) {
-        let logits = model.logits(rows)?;
+        let logits = model.decode_logits(rows)?;
         let (chosen, likeliest) = compare(&logits, targets)?;
         greedy &= likeliest;
         logprobs.extend(chosen);

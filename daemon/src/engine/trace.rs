@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use addenda_model::{Input, SequenceKv, Tokenizer, Transformer};
+use addenda_model::{SequenceKv, Tokenizer, Transformer};
 use tch::{Device, Kind, Tensor};
 use tokio::sync::oneshot;
 
@@ -76,10 +76,6 @@ impl Tracing {
     ) -> Result<bool> {
         let next: Vec<u32> = match &self.follow {
             Follow::Greedy(_) => self.ids.last().copied().into_iter().collect(),
-            // Packed weights answer a token at a time only: what is measured is what is served.
-            Follow::Given(ids) if model.is_packed() => {
-                ids.get(self.ids.len() - 1).copied().into_iter().collect()
-            }
             Follow::Given(ids) => {
                 let end = ids.len().saturating_sub(1);
                 ids.get(self.ids.len() - 1..end)
@@ -87,10 +83,11 @@ impl Tracing {
                     .to_vec()
             }
         };
-        let logits = match next[..] {
-            [id] => model.decode_logits(&model.decode(&[id], &mut [kv])?)?,
-            _ => model.logits(&model.forward(Input::Ids(&next), kv)?)?,
+        let hidden = match next[..] {
+            [id] => model.decode(&[id], &mut [kv])?,
+            _ => model.prefill(&next, kv)?,
         };
+        let logits = model.decode_logits(&hidden)?;
         self.take(&logits)?;
         Ok(self.is_done(tokenizer))
     }

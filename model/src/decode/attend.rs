@@ -1,18 +1,19 @@
-//! Attention of one token of a sequence over all of its context: packets and tail where they lie.
+//! Attention of some tokens of a sequence over all of its context: packets and tail where they lie.
 //!
-//! The query comes turned to each stretch's own positions (see `layers::attention`), so keys are read
-//! as they were stored. Long contexts are cut into pieces that threads share; the pieces' softmaxes
-//! are merged exactly, always in the same order, so the result does not depend on the threads.
+//! Queries come turned to each stretch's own positions (see `layers::attention`), so keys are read as they
+//! were stored. Long contexts are cut into pieces that threads share; the pieces' softmaxes are merged
+//! exactly, always in the same order, so the result does not depend on the threads.
+
+mod few;
+mod many;
 
 use super::team::Crew;
-use super::wide::{LANES, Numbers, Vector, Work, ahead, load, widest};
+use super::wide::{LANES, Numbers, Vector, Work, widest};
+use many::Lanes;
+use std::ops::Range;
 
 /// Keys of one piece.
 const PIECE: usize = 256;
-/// Queries that share one reading of keys and values.
-const FEW: usize = 4;
-/// Vectors of a value that are read at once.
-const WIDE: usize = 4;
 
 /// A stretch of one layer's context: keys and values of all heads, `[kv_heads, rows, head_dim]` each,
 /// of which rows `from .. from + tokens` are seen.
@@ -22,30 +23,80 @@ pub(crate) struct Stretch<'a, E> {
     /// Rows that a head has room for.
     pub(crate) rows: usize,
     pub(crate) from: usize,
+    /// The position of row `from`.
+    pub(crate) at: usize,
     pub(crate) tokens: usize,
     /// Which of the queries is turned for this stretch.
     pub(crate) turn: usize,
 }
 
-/// The queries of one token, `[turns, heads, head_dim]`, scaled.
+/// The queries of a sequence's tokens.
 pub(crate) struct Queries<'a> {
-    pub(crate) numbers: &'a [f32],
+    /// Of each token, `[turns, heads, head_dim]`, scaled.
+    pub(crate) tokens: &'a [Vec<f32>],
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
 }
 
-/// A piece of one sequence's context, for the queries of one key-value head.
-#[derive(Clone, Copy)]
-struct Piece {
+impl Queries<'_> {
+    /// Queries that share a key-value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads.max(1)
+    }
+
+    /// The `index`th query of key-value head `kv_head`, counted token by token.
+    fn get(&self, kv_head: usize, index: usize, turn: usize) -> &[f32] {
+        let group = self.group().max(1);
+        let head = turn * self.heads + kv_head * group + index % group;
+        let start = head * self.head_dim;
+        let token = self.tokens.get(index / group);
+        token
+            .and_then(|numbers| numbers.get(start..start + self.head_dim))
+            .unwrap_or_default()
+    }
+}
+
+/// One sequence's part of the work.
+pub(crate) struct Sequence<'a, E> {
+    pub(crate) queries: Queries<'a>,
+    pub(crate) stretches: Vec<Stretch<'a, E>>,
+    /// Where the first token stands.
+    pub(crate) position: usize,
+    /// How many tokens a token sees, itself counted.
+    pub(crate) window: Option<usize>,
+}
+
+impl<E> Sequence<'_, E> {
+    /// Which of `tokens` from position `at` on a query of the token `index` sees.
+    fn seen(&self, index: usize, at: usize, tokens: usize) -> Range<usize> {
+        let end = self.position + index + 1;
+        let first = self.window.map_or(0, |window| end.saturating_sub(window));
+        first.saturating_sub(at).min(tokens)..end.saturating_sub(at).min(tokens)
+    }
+}
+
+/// Some queries of one key-value head.
+struct Block {
     sequence: usize,
     kv_head: usize,
+    /// As [`Queries::get`] counts.
+    queries: Range<usize>,
+    /// What of the context they see, among all pieces.
+    pieces: Range<usize>,
+}
+
+/// A piece of a stretch for a block of queries.
+#[derive(Clone, Copy)]
+struct Piece {
+    block: usize,
     stretch: usize,
+    /// Counted from the stretch's first row.
     from: usize,
     tokens: usize,
 }
 
-/// What the queries of a group got from a piece.
+/// What a block's queries got from a piece.
 struct Seen {
     piece: Piece,
     /// The largest score and the sum of exponentials below it, of each query.
@@ -54,81 +105,95 @@ struct Seen {
     values: Vec<f32>,
 }
 
-/// One sequence's part of the work.
-pub(crate) struct Sequence<'a, E> {
-    pub(crate) queries: Queries<'a>,
-    pub(crate) stretches: Vec<Stretch<'a, E>>,
-}
-
-/// Attention of every sequence's token; `out [sequences, heads · head_dim]`.
+/// Attention of every sequence's tokens; `out [tokens, heads · head_dim]`.
 pub(crate) fn attend<E: Numbers>(
     crew: &mut Crew<'_>,
     sequences: &[Sequence<'_, E>],
     out: &mut [f32],
 ) {
-    let mut seen = pieces(sequences);
+    let (blocks, mut seen) = laid_out(sequences);
     crew.chunks(&mut seen, 1, |_, seen| {
         for seen in seen {
-            widest(Reading { sequences, seen });
+            widest(Reading {
+                sequences,
+                blocks: &blocks,
+                seen,
+            });
         }
     });
-    for (index, (sequence, out)) in sequences.iter().zip(rows(out, sequences)).enumerate() {
-        let Queries {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = sequence.queries;
-        let group = heads / kv_heads.max(1);
-        for (kv_head, out) in out.chunks_exact_mut((group * head_dim).max(1)).enumerate() {
-            let own = |seen: &&Seen| seen.piece.sequence == index && seen.piece.kv_head == kv_head;
-            let own: Vec<&Seen> = seen.iter().filter(own).collect();
-            for (query, out) in out.chunks_exact_mut(head_dim.max(1)).enumerate() {
-                merge(&own, query, out);
-            }
-        }
-    }
-}
-
-fn rows<'o, E>(
-    out: &'o mut [f32],
-    sequences: &[Sequence<'_, E>],
-) -> impl Iterator<Item = &'o mut [f32]> {
-    let width = sequences
-        .first()
-        .map_or(1, |first| first.queries.heads * first.queries.head_dim);
-    out.chunks_exact_mut(width.max(1))
-}
-
-/// All pieces, of which nothing is seen yet.
-fn pieces<E>(sequences: &[Sequence<'_, E>]) -> Vec<Seen> {
-    let mut pieces = Vec::new();
-    for (sequence, work) in sequences.iter().enumerate() {
-        for kv_head in 0..work.queries.kv_heads {
-            for (stretch, seen) in work.stretches.iter().enumerate() {
-                for start in (0..seen.tokens).step_by(PIECE) {
-                    let piece = Piece {
-                        sequence,
-                        kv_head,
-                        stretch,
-                        from: seen.from + start,
-                        tokens: PIECE.min(seen.tokens - start),
-                    };
-                    pieces.push(Seen {
-                        piece,
-                        weights: Vec::new(),
-                        values: Vec::new(),
-                    });
+    let each = sequences.iter().enumerate();
+    let each = each.flat_map(|(index, sequence)| {
+        (0..sequence.queries.tokens.len()).map(move |token| (index, sequence, token))
+    });
+    let each: Vec<_> = each.collect();
+    let width = out.len() / each.len().max(1);
+    crew.chunks(out, width, |row, out| {
+        let Some((index, sequence, token)) = each.get(row) else {
+            return;
+        };
+        let (group, width) = (sequence.queries.group(), sequence.queries.head_dim);
+        for block in blocks.iter().filter(|block| block.sequence == *index) {
+            let seen = seen.get(block.pieces.clone()).unwrap_or_default();
+            for head in 0..group {
+                let query = token * group + head;
+                let at = (block.kv_head * group + head) * width;
+                if let (true, Some(out)) =
+                    (block.queries.contains(&query), out.get_mut(at..at + width))
+                {
+                    merge(seen, query - block.queries.start, out);
                 }
             }
         }
+    });
+}
+
+/// All blocks, and all pieces of which nothing is seen yet.
+fn laid_out<E>(sequences: &[Sequence<'_, E>]) -> (Vec<Block>, Vec<Seen>) {
+    let (mut blocks, mut all) = (Vec::new(), Vec::new());
+    for (index, sequence) in sequences.iter().enumerate() {
+        let queries = &sequence.queries;
+        let count = queries.tokens.len() * queries.group();
+        let size = match queries.tokens.len() {
+            1 => count,
+            _ => LANES,
+        };
+        for kv_head in 0..queries.kv_heads {
+            for first in (0..count).step_by(size.max(1)) {
+                let own = first..count.min(first + size);
+                let last = (own.end - 1) / queries.group().max(1);
+                let begin = all.len();
+                for (stretch, lie) in sequence.stretches.iter().enumerate() {
+                    let seen = sequence.seen(last, lie.at, lie.tokens).end;
+                    for from in (0..seen).step_by(PIECE) {
+                        let piece = Piece {
+                            block: blocks.len(),
+                            stretch,
+                            from,
+                            tokens: PIECE.min(lie.tokens - from),
+                        };
+                        all.push(Seen {
+                            piece,
+                            weights: Vec::new(),
+                            values: Vec::new(),
+                        });
+                    }
+                }
+                blocks.push(Block {
+                    sequence: index,
+                    kv_head,
+                    queries: own,
+                    pieces: begin..all.len(),
+                });
+            }
+        }
     }
-    pieces
+    (blocks, all)
 }
 
 /// The reading of one piece.
 struct Reading<'a, 'b, E> {
     sequences: &'a [Sequence<'b, E>],
+    blocks: &'a [Block],
     seen: &'a mut Seen,
 }
 
@@ -137,181 +202,67 @@ impl<E: Numbers> Work for Reading<'_, '_, E> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        read::<V, E>(self.sequences, self.seen);
-    }
-}
-
-/// The queries of one key-value head over one piece.
-#[inline(always)]
-fn read<V: Vector, E: Numbers>(sequences: &[Sequence<'_, E>], seen: &mut Seen) {
-    let piece = seen.piece;
-    let Some(sequence) = sequences.get(piece.sequence) else {
-        return;
-    };
-    let Some(stretch) = sequence.stretches.get(piece.stretch) else {
-        return;
-    };
-    let queries = &sequence.queries;
-    let width = queries.head_dim;
-    let group = queries.heads / queries.kv_heads.max(1);
-    let first = (stretch.turn * queries.heads + piece.kv_head * group) * width;
-    let own = queries.numbers.get(first..first + group * width);
-    let own = own.unwrap_or_default();
-    let start = (piece.kv_head * stretch.rows + piece.from) * width;
-    let lie = start..start + piece.tokens * width;
-    let keys = stretch.keys.get(lie.clone()).unwrap_or_default();
-    let values = stretch.values.get(lie).unwrap_or_default();
-
-    seen.values.resize(group * width, 0.0);
-    let few = own.chunks(FEW * width.max(1));
-    for (own, to) in few.zip(seen.values.chunks_mut(FEW * width.max(1))) {
-        let lie = (piece.tokens, width);
-        let weights = match own.len() / width.max(1) {
-            1 => read_few::<V, E, 1>(own, keys, values, to, lie),
-            2 => read_few::<V, E, 2>(own, keys, values, to, lie),
-            3 => read_few::<V, E, 3>(own, keys, values, to, lie),
-            _ => read_few::<V, E, FEW>(own, keys, values, to, lie),
+        let Seen {
+            piece,
+            weights,
+            values,
+        } = self.seen;
+        let Some(block) = self.blocks.get(piece.block) else {
+            return;
         };
-        seen.weights
-            .extend(weights.into_iter().take(own.len() / width.max(1)));
-    }
-}
-
-/// `N` queries over one piece of `(tokens, width)`: writes Σ weight · value of each to `to [N, width]` and
-/// gives the largest score of each and the sum of its weights; zeros behind the last.
-#[inline(always)]
-#[expect(
-    clippy::indexing_slicing,
-    clippy::needless_range_loop,
-    reason = "arrays of N are counted through: iterators over them keep vectors in memory"
-)]
-fn read_few<V: Vector, E: Numbers, const N: usize>(
-    queries: &[f32],
-    keys: &[E],
-    values: &[E],
-    to: &mut [f32],
-    (tokens, width): (usize, usize),
-) -> [(f32, f32); FEW] {
-    let mut own = [&[][..]; N];
-    for n in 0..N {
-        own[n] = &queries[n * width..(n + 1) * width];
-    }
-    // Scores, and then weights, of sixteen tokens at a time: `[tokens / 16, N]`.
-    let mut scores = Vec::with_capacity(tokens.div_ceil(LANES));
-    for keys in keys.chunks(LANES * width) {
-        scores.push(score::<V, E, N>(own, keys));
-    }
-    let mut all = [(0.0, 0.0); FEW];
-    for n in 0..N {
-        all[n] = weigh::<V, N>(&mut scores, n, tokens);
-    }
-    let mut at = 0;
-    while at < width {
-        if at + WIDE * LANES <= width {
-            gather::<V, E, N, WIDE>(values, &scores, to, (at, width));
-            at += WIDE * LANES;
-        } else {
-            gather::<V, E, N, 1>(values, &scores, to, (at, width));
-            at += LANES;
-        }
-    }
-    all
-}
-
-/// The scores of `N` queries over up to sixteen `keys`; zeros behind the last.
-#[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "see `read_few`")]
-fn score<V: Vector, E: Numbers, const N: usize>(
-    queries: [&[f32]; N],
-    keys: &[E],
-) -> [[f32; LANES]; N] {
-    let width = queries[0].len();
-    let mut products = [[V::splat(0.0); LANES]; N];
-    for (place, key) in keys.chunks_exact(width).enumerate().take(LANES) {
-        ahead(key);
-        let mut totals = [V::splat(0.0); N];
-        let mut at = 0;
-        while at < width {
-            let key: V = load(&key[at..]);
-            for n in 0..N {
-                totals[n] = load::<V, f32>(&queries[n][at..]).multiply_add(key, totals[n]);
+        let Some(sequence) = self.sequences.get(block.sequence) else {
+            return;
+        };
+        let Some(stretch) = sequence.stretches.get(piece.stretch) else {
+            return;
+        };
+        let width = sequence.queries.head_dim;
+        let start = (block.kv_head * stretch.rows + stretch.from + piece.from) * width;
+        let lie = start..start + piece.tokens * width;
+        let lie = (
+            stretch.keys.get(lie.clone()).unwrap_or_default(),
+            stretch.values.get(lie).unwrap_or_default(),
+        );
+        values.resize(block.queries.len() * width, 0.0);
+        *weights = match sequence.queries.tokens {
+            [numbers] => {
+                let first =
+                    stretch.turn * sequence.queries.heads + block.kv_head * block.queries.len();
+                let own = first * width..(first + block.queries.len()) * width;
+                let own = numbers.get(own).unwrap_or_default();
+                few::read::<V, E>(own, lie, values, width)
             }
-            at += LANES;
-        }
-        for n in 0..N {
-            products[n][place] = totals[n];
-        }
-    }
-    let mut scores = [[0.0; LANES]; N];
-    for n in 0..N {
-        V::sums(&products[n]).store(&mut scores[n]);
-    }
-    scores
-}
-
-/// Turns the scores of query `n` into exponentials below the largest, which is given back with their sum.
-#[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "`n` is below `N`")]
-fn weigh<V: Vector, const N: usize>(
-    scores: &mut [[[f32; LANES]; N]],
-    n: usize,
-    tokens: usize,
-) -> (f32, f32) {
-    let rest = tokens % LANES;
-    if let (Some(last), true) = (scores.last_mut(), rest > 0) {
-        last[n][rest..].fill(f32::NEG_INFINITY);
-    }
-    let mut most = V::splat(f32::NEG_INFINITY);
-    for scores in &*scores {
-        most = most.at_least(V::load(&scores[n]));
-    }
-    let largest = most.largest();
-    let below = V::splat(-largest);
-    let mut sum = V::splat(0.0);
-    for scores in &mut *scores {
-        let weights = V::load(&scores[n]).plus(below).exp();
-        weights.store(&mut scores[n]);
-        sum = sum.plus(weights);
-    }
-    (largest, sum.sum())
-}
-
-/// Σ weight · value of `N` queries: `C` vectors from `at` on of `to [N, width]`.
-#[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "see `read_few`")]
-fn gather<V: Vector, E: Numbers, const N: usize, const C: usize>(
-    values: &[E],
-    weights: &[[[f32; LANES]; N]],
-    to: &mut [f32],
-    (at, width): (usize, usize),
-) {
-    let mut totals = [[V::splat(0.0); C]; N];
-    for (values, weights) in values.chunks(LANES * width).zip(weights) {
-        for (place, value) in values.chunks_exact(width).enumerate().take(LANES) {
-            ahead(&value[at..]);
-            for c in 0..C {
-                let value: V = load(&value[at + c * LANES..]);
-                for n in 0..N {
-                    let weight = V::splat(weights[n][place]);
-                    totals[n][c] = value.multiply_add(weight, totals[n][c]);
-                }
+            _ => {
+                let lanes = lanes(sequence, block, stretch, *piece);
+                many::read::<V, E>(&lanes, lie, values, width)
             }
-        }
-    }
-    for n in 0..N {
-        for c in 0..C {
-            let mut numbers = [0.0; LANES];
-            totals[n][c].store(&mut numbers);
-            let to = &mut to[n * width..(n + 1) * width][at + c * LANES..];
-            for (to, number) in to.iter_mut().zip(numbers) {
-                *to = number;
-            }
-        }
+        };
     }
 }
 
-/// What one query of a group got from all pieces, as if they had been one.
-fn merge(seen: &[&Seen], query: usize, out: &mut [f32]) {
+/// A block's queries and what they see of a piece.
+#[inline(always)]
+fn lanes<'a, E>(
+    sequence: &'a Sequence<'_, E>,
+    block: &Block,
+    stretch: &Stretch<'_, E>,
+    piece: Piece,
+) -> Lanes<'a> {
+    let group = sequence.queries.group().max(1);
+    let mut lanes = Lanes {
+        queries: [&[]; LANES],
+        seen: std::array::from_fn(|_| 0..piece.tokens),
+    };
+    let places = lanes.queries.iter_mut().zip(&mut lanes.seen);
+    for ((query, seen), index) in places.zip(block.queries.clone()) {
+        *query = sequence.queries.get(block.kv_head, index, stretch.turn);
+        *seen = sequence.seen(index / group, stretch.at + piece.from, piece.tokens);
+    }
+    lanes
+}
+
+/// What one query of a block got from all pieces, as if they had been one.
+fn merge(seen: &[Seen], query: usize, out: &mut [f32]) {
     let weights = |seen: &Seen| seen.weights.get(query).copied().unwrap_or((0.0, 0.0));
     let largest = seen
         .iter()

@@ -1,8 +1,7 @@
-//! One token of several sequences through all layers, in f32, without libtorch.
+//! New tokens of several sequences through all layers, in f32, without libtorch.
 //!
-//! Owns the order of a step. Products, attention and what each sequence has for itself go over the team's
-//! threads; norms and sums between them are a few thousand numbers and stay on one. Whatever is read or written was laid out before
-//! (see `decode`), so nothing here fails.
+//! Owns the order of a step. Whatever takes longer than handing it out goes over the team's threads. What is
+//! read or written was laid out before (see `decode`), so nothing here fails.
 
 use super::attend::{Queries, Sequence, Stretch, attend};
 use super::product::product;
@@ -70,17 +69,32 @@ pub(crate) struct Lie {
     pub(crate) packet: Option<usize>,
 }
 
-/// Where a sequence's new token stands.
-pub(crate) struct Place {
+/// The new tokens of one sequence, one behind the other.
+pub(crate) struct Run {
+    /// Where the first one stands.
     pub(crate) position: usize,
     /// The tail's row that its keys and values go to.
     pub(crate) row: usize,
-    /// The context with the new token in it.
+    /// The context with all of them in it.
     pub(crate) lies: Vec<Lie>,
-    /// Angles at its own position and, after it, relative to each packet.
-    pub(crate) turns: Vec<Turn>,
-    /// The same of windowed layers where they turn by other angles; else empty.
-    pub(crate) local_turns: Vec<Turn>,
+    /// Of each token: angles at its own position and, after it, relative to each packet.
+    pub(crate) turns: Vec<Vec<Turn>>,
+    /// The same of windowed layers where they turn by other angles; else nothing.
+    pub(crate) local_turns: Vec<Vec<Turn>>,
+}
+
+impl Run {
+    fn tokens(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// The angles that a layer turns by.
+    fn turns(&self, layer: &Layer<'_>) -> &[Vec<Turn>] {
+        match layer.local {
+            true => &self.local_turns,
+            false => &self.turns,
+        }
+    }
 }
 
 /// Keys and values of one layer of one sequence, `[kv_heads, rows, head_dim]` each.
@@ -92,46 +106,27 @@ pub(crate) struct Memory<'a, E> {
     pub(crate) packets: Vec<(&'a [E], &'a [E], usize)>,
 }
 
-/// Runs the residual streams `x [sequences, d]` through one layer; `memories` and `places` are the
-/// sequences'.
+/// Sends the residual streams `x [tokens, d]` through one layer; `memories` and `runs` are the sequences'.
 pub(crate) fn layer<E: Numbers>(
     crew: &mut Crew<'_>,
     layer: &Layer<'_>,
-    places: &[Place],
+    runs: &[Run],
     memories: &mut [Memory<'_, E>],
     x: &mut [f32],
 ) {
-    let d = x.len() / places.len().max(1);
-    let normed = normed(x, layer.before_attention);
+    let tokens: usize = runs.iter().map(Run::tokens).sum();
+    let d = x.len() / tokens.max(1);
+    let normed = normed(crew, x, layer.before_attention);
+    let attended = attended(crew, layer, runs, memories, (&normed, d));
     let attention = &layer.attention;
-    let qkv = attention.qkv.of(crew, &normed, d);
     let width = attention.heads * attention.head_dim;
-    let tokens = qkv.chunks_exact(attention.qkv.outputs).zip(places);
-    let mut entries: Vec<_> = tokens
-        .zip(&mut *memories)
-        .map(|((qkv, place), memory)| (qkv, place, memory, Vec::new()))
-        .collect();
-    crew.chunks(&mut entries, 1, |_, entries| {
-        for (qkv, place, memory, queries) in entries {
-            let turns = match layer.local {
-                true => &place.local_turns,
-                false => &place.turns,
-            };
-            *queries = enter(attention, qkv, (place.row, turns), memory);
-        }
-    });
-    let queries: Vec<Vec<f32>> = entries.into_iter().map(|entry| entry.3).collect();
-    let mut attended = vec![0.0; places.len() * width];
-    let work = queries.iter().zip(places).zip(&*memories);
-    let work = work.map(|((queries, place), memory)| sequence(attention, queries, place, memory));
-    attend(crew, &work.collect::<Vec<_>>(), &mut attended);
     let output = attention.output.of(crew, &attended, width);
-    add(x, output, layer.after_attention);
+    add(crew, x, output, layer.after_attention);
 
-    let normed = self::normed(x, layer.before_mlp);
+    let normed = self::normed(crew, x, layer.before_mlp);
     let gate_up = layer.gate_up.of(crew, &normed, d);
     let inner = layer.gate_up.outputs / 2;
-    let mut key = vec![0.0; places.len() * inner];
+    let mut key = vec![0.0; tokens * inner];
     crew.chunks(&mut key, inner, |index, key| {
         let own = gate_up.chunks_exact(2 * inner).nth(index);
         let (gate, up) = own.unwrap_or_default().split_at(key.len());
@@ -142,44 +137,96 @@ pub(crate) fn layer<E: Numbers>(
             key,
         });
     });
-    add(x, layer.down.of(crew, &key, inner), layer.after_mlp);
+    let down = layer.down.of(crew, &key, inner);
+    add(crew, x, down, layer.after_mlp);
 }
 
-/// Norms, turns and keeps one token's keys and values; its queries for each turn, scaled,
-/// `[turns, heads, head_dim]`.
-fn enter<E: Numbers>(
+/// Keeps the keys and values of `x [tokens, d]` and gives what their queries see, before the output map:
+/// `[tokens, heads · head_dim]`.
+fn attended<E: Numbers>(
+    crew: &mut Crew<'_>,
+    layer: &Layer<'_>,
+    runs: &[Run],
+    memories: &mut [Memory<'_, E>],
+    (x, d): (&[f32], usize),
+) -> Vec<f32> {
+    let attention = &layer.attention;
+    let qkv = attention.qkv.of(crew, x, d);
+    let mut rest = qkv.chunks_exact(attention.qkv.outputs);
+    let entering = runs.iter().zip(&mut *memories);
+    let mut entering: Vec<_> = entering
+        .map(|(run, memory)| {
+            let own: Vec<&[f32]> = rest.by_ref().take(run.tokens()).collect();
+            (own, run, memory)
+        })
+        .collect();
+    crew.chunks(&mut entering, 1, |_, entering| {
+        for (own, run, memory) in entering {
+            for (index, (own, turns)) in own.iter().zip(run.turns(layer)).enumerate() {
+                keep(attention, own, (run.row + index, turns), memory);
+            }
+        }
+    });
+    let turns = runs.iter().flat_map(|run| run.turns(layer));
+    let tokens = qkv.chunks_exact(attention.qkv.outputs).zip(turns);
+    let mut asking: Vec<_> = tokens.map(|token| (token, Vec::new())).collect();
+    crew.chunks(&mut asking, 1, |_, asking| {
+        for ((own, turns), queries) in asking {
+            *queries = queries_of(attention, own, turns);
+        }
+    });
+    let queries: Vec<Vec<f32>> = asking.into_iter().map(|(_, queries)| queries).collect();
+    let mut rest = &queries[..];
+    let sequences = runs.iter().zip(&*memories).map(|(run, memory)| {
+        let (own, others) = rest.split_at(run.tokens().min(rest.len()));
+        rest = others;
+        sequence(attention, own, run, memory)
+    });
+    let sequences: Vec<_> = sequences.collect();
+    let mut out = vec![0.0; queries.len() * attention.heads * attention.head_dim];
+    attend(crew, &sequences, &mut out);
+    out
+}
+
+/// Norms, turns and keeps one token's keys and values in `row`.
+fn keep<E: Numbers>(
     attention: &Attention<'_>,
     qkv: &[f32],
     (row, turns): (usize, &[Turn]),
     memory: &mut Memory<'_, E>,
-) -> Vec<f32> {
+) {
     let width = attention.head_dim;
-    let (q, kv) = qkv.split_at(attention.heads * width);
+    let (_, kv) = qkv.split_at(attention.heads * width);
     let (k, v) = kv.split_at(attention.kv_heads * width);
-    let own = |head: &[f32], norm: Option<Norm<'_>>| {
-        norm.map_or_else(|| head.to_vec(), |norm| normed(head, norm))
+    let Some(here) = turns.first() else {
+        return;
     };
-    if let Some(here) = turns.first() {
-        for (head, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-            let at = (head * memory.rows + row) * width;
-            let mut key = own(k, attention.k_norm);
-            turn(&mut key, here);
-            if let Some(kept) = memory.keys.get_mut(at..at + width) {
-                narrow(&key, kept);
-            }
-            if let Some(kept) = memory.values.get_mut(at..at + width) {
-                narrow(v, kept);
-            }
+    for (head, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
+        let at = (head * memory.rows + row) * width;
+        let mut key = normed_head(k, attention.k_norm);
+        turn(&mut key, here);
+        if let Some(kept) = memory.keys.get_mut(at..at + width) {
+            narrow(&key, kept);
+        }
+        if let Some(kept) = memory.values.get_mut(at..at + width) {
+            narrow(v, kept);
         }
     }
+}
+
+/// One token's queries for each turn, scaled, `[turns, heads, head_dim]`.
+fn queries_of(attention: &Attention<'_>, qkv: &[f32], turns: &[Turn]) -> Vec<f32> {
+    let width = attention.head_dim;
+    let (q, _) = qkv.split_at(attention.heads * width);
     let plain: Vec<f32> = q
         .chunks_exact(width)
-        .flat_map(|head| own(head, attention.q_norm))
+        .flat_map(|head| normed_head(head, attention.q_norm))
+        .map(|number| number * attention.scale)
         .collect();
     let mut queries = Vec::with_capacity(turns.len() * plain.len());
     for angles in turns {
         let start = queries.len();
-        queries.extend(plain.iter().map(|number| number * attention.scale));
+        queries.extend_from_slice(&plain);
         let turned = queries.get_mut(start..).unwrap_or_default();
         for head in turned.chunks_exact_mut(width) {
             turn(head, angles);
@@ -188,18 +235,29 @@ fn enter<E: Numbers>(
     queries
 }
 
-/// What one sequence's queries see in this layer.
+fn normed_head(head: &[f32], norm: Option<Norm<'_>>) -> Vec<f32> {
+    let mut own = head.to_vec();
+    if let Some(norm) = norm {
+        widest(Normed {
+            norm,
+            row: &mut own,
+        });
+    }
+    own
+}
+
+/// What the queries of one sequence's tokens see in this layer.
 fn sequence<'a, E>(
     attention: &Attention<'_>,
-    queries: &'a [f32],
-    place: &Place,
+    queries: &'a [Vec<f32>],
+    run: &Run,
     memory: &'a Memory<'_, E>,
 ) -> Sequence<'a, E> {
-    // The window counts the token itself.
+    // What the first token does not see, nobody sees.
     let first = attention
         .window
-        .map_or(0, |window| (place.position + 1).saturating_sub(window));
-    let stretches = place.lies.iter().filter_map(|lie| {
+        .map_or(0, |window| (run.position + 1).saturating_sub(window));
+    let stretches = run.lies.iter().filter_map(|lie| {
         let hidden = first.saturating_sub(lie.at).min(lie.tokens);
         let (keys, values, rows) = match lie.packet {
             None => (&*memory.keys, &*memory.values, memory.rows),
@@ -210,6 +268,7 @@ fn sequence<'a, E>(
             values,
             rows,
             from: lie.from + hidden,
+            at: lie.at + hidden,
             tokens: lie.tokens - hidden,
             turn: lie.packet.map_or(0, |index| index + 1),
         })
@@ -217,11 +276,13 @@ fn sequence<'a, E>(
     Sequence {
         stretches: stretches.collect(),
         queries: Queries {
-            numbers: queries,
+            tokens: queries,
             heads: attention.heads,
             kv_heads: attention.kv_heads,
             head_dim: attention.head_dim,
         },
+        position: run.position,
+        window: attention.window,
     }
 }
 
@@ -234,12 +295,18 @@ fn turn(head: &mut [f32], angles: &Turn) {
     }
 }
 
+/// Rows that are worth handing to another thread.
+const WORTH: usize = 8;
+
 /// `x / sqrt(mean(x²) + eps) · w` of each row as wide as the weight.
-pub(crate) fn normed(x: &[f32], norm: Norm<'_>) -> Vec<f32> {
+pub(crate) fn normed(crew: &mut Crew<'_>, x: &[f32], norm: Norm<'_>) -> Vec<f32> {
     let mut out = x.to_vec();
-    for row in out.chunks_exact_mut(norm.weight.len().max(1)) {
-        widest(Normed { norm, row });
-    }
+    let width = norm.weight.len().max(1);
+    crew.chunks(&mut out, WORTH * width, |_, rows| {
+        for row in rows.chunks_exact_mut(width) {
+            widest(Normed { norm, row });
+        }
+    });
     out
 }
 
@@ -268,9 +335,9 @@ impl Work for Normed<'_> {
 }
 
 /// `x + norm(output)`, or without the norm where the model has none there.
-fn add(x: &mut [f32], output: Vec<f32>, norm: Option<Norm<'_>>) {
+fn add(crew: &mut Crew<'_>, x: &mut [f32], output: Vec<f32>, norm: Option<Norm<'_>>) {
     let output = match norm {
-        Some(norm) => normed(&output, norm),
+        Some(norm) => normed(crew, &output, norm),
         None => output,
     };
     for (x, output) in x.iter_mut().zip(output) {
@@ -331,27 +398,31 @@ fn narrow<E: Numbers>(from: &[f32], to: &mut [E]) {
 impl Map<'_> {
     /// The map of each of `x [vectors, inputs]`, `[vectors, outputs]`.
     pub(crate) fn of(&self, crew: &mut Crew<'_>, x: &[f32], inputs: usize) -> Vec<f32> {
-        let blocks = product(crew, self.rows, x, (inputs, self.outputs));
+        let mut blocks = product(crew, self.rows, x, (inputs, self.outputs));
         let count = x.len() / inputs.max(1);
-        let mut out = blocks;
         if count == 1 {
-            out.truncate(self.outputs);
-        } else {
-            let blocks = std::mem::take(&mut out);
-            out.reserve_exact(self.outputs * count);
-            for vector in 0..count {
-                let own = blocks.chunks_exact(LANES).skip(vector).step_by(count);
-                own.for_each(|numbers| out.extend_from_slice(numbers));
-                out.truncate(self.outputs * (vector + 1));
-            }
+            blocks.truncate(self.outputs);
+            self.add_bias(&mut blocks);
+            return blocks;
         }
-        if !self.bias.is_empty() {
-            for out in out.chunks_exact_mut(self.outputs) {
-                for (out, bias) in out.iter_mut().zip(self.bias) {
-                    *out += bias;
+        let mut out = vec![0.0; self.outputs * count];
+        crew.chunks(&mut out, WORTH * self.outputs, |index, out| {
+            for (vector, out) in out.chunks_exact_mut(self.outputs).enumerate() {
+                let own = blocks.chunks_exact(LANES).skip(index * WORTH + vector);
+                for (out, own) in out.chunks_mut(LANES).zip(own.step_by(count)) {
+                    for (out, own) in out.iter_mut().zip(own) {
+                        *out = *own;
+                    }
                 }
+                self.add_bias(out);
             }
-        }
+        });
         out
+    }
+
+    fn add_bias(&self, out: &mut [f32]) {
+        for (out, bias) in out.iter_mut().zip(self.bias) {
+            *out += bias;
+        }
     }
 }

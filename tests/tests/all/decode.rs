@@ -1,8 +1,8 @@
 //! Decode steps: many sequences together give what each gives alone, also from packed weights.
 
 use crate::tiny;
-use crate::transformer::{ids, serve, variants};
-use addenda_model::{Architecture, Packing, SequenceKv, Transformer};
+use crate::transformer::{furthest, ids, serve, serve_by_kernels, study, variants};
+use addenda_model::{Architecture, Mask, Packing, SequenceKv, Transformer};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
@@ -77,6 +77,55 @@ fn packed_weights_give_nearly_the_same_and_bf16_and_f32_contexts_both_decode() {
             assert_eq!(model.pack(None).unwrap(), 0);
             assert_eq!(decoded(&model, &mut contexts(&model)), loaded);
         }
+    }
+}
+
+#[test]
+fn a_long_prompt_by_kernels_is_what_libtorch_computes() {
+    for architecture in [Architecture::Llama, Architecture::Gemma3] {
+        let mut config = tiny::config(architecture);
+        config.context = 1024;
+        // So wide that pieces are cut by it in the middle.
+        config.sliding_window = config.sliding_window.map(|_| 300);
+        let model = tiny::model(config, 8, Kind::Float);
+        let prompt = ids(700, 4);
+        let expected = study(&model, &prompt, Mask::Causal);
+        let mut kv = model.new_kv().unwrap();
+        let parts = prompt.chunks(170);
+        let parts = parts.map(|part| serve_by_kernels(&model, part, &mut kv));
+        let found = Tensor::cat(&parts.collect::<Vec<_>>(), 0);
+        let apart = furthest(&found, &expected);
+        assert!(apart < 1e-3, "{architecture}: {apart}");
+    }
+}
+
+#[test]
+fn a_prompt_from_packed_weights_is_what_its_tokens_give_one_by_one() {
+    for packing in [Packing::Int8, Packing::Int4] {
+        let mut model = tiny::model(tiny::config(Architecture::Llama), 9, Kind::Float);
+        model.pack(Some(packing)).unwrap();
+        let prompt = ids(70, 5);
+        let mut kv = model.new_kv().unwrap();
+        let at_once = serve_by_kernels(&model, &prompt, &mut kv);
+        let mut kv = model.new_kv().unwrap();
+        let each = prompt.iter().map(|id| {
+            let hidden = model.decode(&[*id], &mut [&mut kv]).unwrap();
+            model.decode_logits(&hidden).unwrap()
+        });
+        let apart = furthest(&at_once, &Tensor::cat(&each.collect::<Vec<_>>(), 0));
+        assert!(apart < 1e-2, "{packing:?}: {apart}");
+    }
+}
+
+#[test]
+fn a_prompt_that_is_refused_leaves_the_context_as_it_was() {
+    let model = tiny::model(tiny::config(Architecture::Llama), 10, Kind::Float);
+    let mut kv = model.new_kv().unwrap();
+    let _ = serve(&model, &ids(5, 1), &mut kv);
+    let context = model.config().context;
+    for bad in [&[][..], &[u32::MAX], &ids(context, 2)] {
+        assert!(model.prefill(bad, &mut kv).is_err());
+        assert_eq!(kv.len(), 5);
     }
 }
 

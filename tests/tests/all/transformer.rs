@@ -34,6 +34,17 @@ pub(crate) fn serve(model: &Transformer, ids: &[u32], kv: &mut SequenceKv) -> Te
         .unwrap()
 }
 
+/// The same by the kernels that serve prompts.
+pub(crate) fn serve_by_kernels(model: &Transformer, ids: &[u32], kv: &mut SequenceKv) -> Tensor {
+    let hidden = model.prefill(ids, kv).unwrap();
+    model.decode_logits(&hidden).unwrap()
+}
+
+/// A way to compute a prompt.
+type Way = fn(&Transformer, &[u32], &mut SequenceKv) -> Tensor;
+
+const WAYS: [Way; 2] = [serve, serve_by_kernels];
+
 pub(crate) fn study(model: &Transformer, ids: &[u32], mask: Mask) -> Tensor {
     let mut pass = Pass::new().with_mask(mask);
     let hidden = model.forward_batch(&batch(ids), &mut pass).unwrap();
@@ -79,7 +90,8 @@ fn prefill_at_once_in_chunks_and_token_by_token_agree() {
     for (name, model) in variants() {
         let prompt = ids(40, 1);
         let whole = study(&model, &prompt, Mask::Causal);
-        for chunk in [40, 16, 7, 1] {
+        let chunks = [40, 16, 7, 1].into_iter();
+        for (chunk, serve) in chunks.flat_map(|chunk| WAYS.map(|way| (chunk, way))) {
             let mut kv = model.new_kv().unwrap();
             let parts: Vec<Tensor> = prompt
                 .chunks(chunk)
@@ -96,8 +108,8 @@ fn prefill_at_once_in_chunks_and_token_by_token_agree() {
 }
 
 /// Preamble, three documents, question: from packets in the given order, and by one forward
-/// over the same tokens under the packets' mask.
-fn packets_against_mask(model: &Transformer, order: [usize; 3], chunk: usize) -> f64 {
+/// over the same tokens under the packets' mask; the question computed one of two ways.
+fn packets_against_mask(model: &Transformer, order: [usize; 3], chunk: usize, ask: Way) -> f64 {
     let documents = [ids(9, 2), ids(23, 3), ids(14, 4)];
     let (preamble, question) = (ids(5, 5), ids(12, 6));
     let mut kv = model.new_kv().unwrap();
@@ -115,7 +127,7 @@ fn packets_against_mask(model: &Transformer, order: [usize; 3], chunk: usize) ->
     }
     let parts: Vec<Tensor> = question
         .chunks(chunk)
-        .map(|part| serve(model, part, &mut kv))
+        .map(|part| ask(model, part, &mut kv))
         .collect();
     let start = tokens.len() as i64;
     tokens.extend(&question);
@@ -127,8 +139,11 @@ fn packets_against_mask(model: &Transformer, order: [usize; 3], chunk: usize) ->
 fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask() {
     for (name, model) in variants() {
         for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
-            for chunk in [12, 5, 1] {
-                let difference = packets_against_mask(&model, order, chunk);
+            for (chunk, ask) in [12, 5, 1]
+                .into_iter()
+                .flat_map(|c| WAYS.map(|way| (c, way)))
+            {
+                let difference = packets_against_mask(&model, order, chunk, ask);
                 assert!(difference < 1e-3, "{name}, order {order:?}: {difference}");
             }
         }
