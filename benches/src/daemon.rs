@@ -16,9 +16,10 @@ use addenda_proto::addenda::v1::jobs_client::JobsClient;
 use addenda_proto::addenda::v1::knowledge_client::KnowledgeClient;
 use addenda_proto::addenda::v1::packets_client::PacketsClient;
 use addenda_proto::addenda::v1::{GenerateRequest, Summary};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, io};
 
 /// A running daemon and a connection to it.
 pub(crate) struct Daemon {
@@ -116,6 +117,26 @@ impl Daemon {
         GenerationClient::new(self.channel.clone())
     }
 
+    /// Its page of metrics.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        let address = self.address();
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .map_err(io(address))?;
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .map_err(io(address))?;
+        let mut page = String::new();
+        stream
+            .read_to_string(&mut page)
+            .await
+            .map_err(io(address))?;
+        Ok(page)
+    }
+
     /// Generates to the end, and times the first token as its client sees it.
     pub(crate) async fn generate(&self, request: GenerateRequest) -> Result<Answer> {
         let sent = Instant::now();
@@ -155,18 +176,17 @@ impl Drop for Daemon {
 }
 
 fn spawn(model: &str, directory: &Path, flags: &[String], log: &Path) -> Result<Child> {
-    let io = |what: String| move |source| Error::Io { what, source };
-    let own = std::env::current_exe().map_err(io("this program".to_owned()))?;
+    let own = std::env::current_exe().map_err(io("this program"))?;
     let program = own.with_file_name("addenda");
     let settings = directory.join("addenda.toml");
     let shown = |path: &Path| path.display().to_string();
     // An empty file of its own keeps the user's settings out.
-    std::fs::write(&settings, "").map_err(io(shown(&settings)))?;
+    std::fs::write(&settings, "").map_err(io(&shown(&settings)))?;
     let log = File::options()
         .create(true)
         .append(true)
         .open(log)
-        .map_err(io(shown(log)))?;
+        .map_err(io(&shown(log)))?;
     Command::new(&program)
         .args(["--json", "serve", "--listen", "127.0.0.1:0"])
         .args(["--model", model, "--log", "info"])
@@ -179,7 +199,7 @@ fn spawn(model: &str, directory: &Path, flags: &[String], log: &Path) -> Result<
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
-        .map_err(io(format!(
+        .map_err(io(&format!(
             "{} (build it with `cargo build --release --workspace --bins`)",
             program.display()
         )))

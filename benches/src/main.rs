@@ -4,6 +4,7 @@
 //! users wait for, the same daemon over gRPC. Figures of one run belong together; those of two runs
 //! on a shared machine do not.
 
+mod beams;
 mod clients;
 mod daemon;
 mod edit;
@@ -40,6 +41,8 @@ enum What {
     Edit(Box<edit::Arguments>),
     /// Many clients of one daemon at once: their rate, and how even it stays beside a long prompt.
     Clients(clients::Arguments),
+    /// Beam search beside greedy decoding: tokens a second and memory.
+    Beams(beams::Arguments),
     /// Tokens a second of full prefill and of decoding, without a daemon.
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         What::Quality(arguments) => quality::run(&arguments),
         What::Edit(arguments) => edit::run(&arguments),
         What::Clients(arguments) => clients::run(&arguments),
+        What::Beams(arguments) => beams::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
         What::Soak(arguments) => soak::run(&arguments),
         What::Store(arguments) => store::run(&arguments),

@@ -18,7 +18,6 @@ use addenda_proto::addenda::v1::{
     RetireFactRequest, delete_request, generate_request::Prompt,
 };
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic::transport::Channel;
@@ -424,24 +423,5 @@ impl Daemon {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-    }
-
-    async fn metrics(&self) -> Result<String> {
-        let address = self.address();
-        let mut stream = tokio::net::TcpStream::connect(address)
-            .await
-            .map_err(io(address))?;
-        let request =
-            format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream
-            .write_all(request.as_bytes())
-            .await
-            .map_err(io(address))?;
-        let mut page = String::new();
-        stream
-            .read_to_string(&mut page)
-            .await
-            .map_err(io(address))?;
-        Ok(page)
     }
 }

@@ -24,6 +24,10 @@ pub(crate) const DOCUMENTS: usize = 256;
 pub(crate) const STOPS: usize = 16;
 /// Longest stop string.
 pub(crate) const STOP_BYTES: usize = 256;
+/// Beams of one answer.
+pub(crate) const BEAMS: u32 = 16;
+/// Highest length penalty of a beam search.
+pub(crate) const LENGTH_PENALTY: f32 = 4.0;
 /// Alternatives reported with each token.
 pub(crate) const TOP_LOGPROBS: u32 = 20;
 /// Continuations that one request scores.

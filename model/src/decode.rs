@@ -35,7 +35,7 @@ pub(crate) use wide::Numbers;
 const FEW: i64 = 16;
 /// Tokens of a prompt that are computed in one step: more would not stay in a core's own cache.
 const TOGETHER: usize = 64;
-/// Tokens of a prompt from which on libtorch is the faster one with weights that are not packed.
+/// Tokens of a prompt that these kernels compute sooner than libtorch, if it has no matrix units.
 const MANY: usize = 256;
 /// What of the weights packing may change without a mark, root mean square: more than rounding to bf16 does, less
 /// than 4 bits of weights that were never in 4 bits.
@@ -162,11 +162,10 @@ impl Transformer {
 
     /// Whether libtorch is faster with so many tokens of one sequence.
     fn is_libtorchs(&self, tokens: usize) -> bool {
-        let most = match (multiplies_f32_faster(self.device), self.is_packed()) {
+        let most = match multiplies_f32_faster(self.device) {
+            true => MANY,
             // Its products of bf16 run on matrix units.
-            (false, _) => TOGETHER,
-            (true, true) => usize::MAX,
-            (true, false) => MANY,
+            false => TOGETHER,
         };
         self.device != Device::Cpu || tokens > most
     }

@@ -3,7 +3,8 @@
 //! A [`SequenceKv`] is a run of *spans*: stretches of its own tail, which grows in place, and
 //! stretches of packets, which it shares with every other sequence that reads them. A packet keeps
 //! its keys as if it began at position 0; a span knows where in the sequence that token 0 would
-//! stand, its *anchor*, also where only a later stretch of the packet is read.
+//! stand, its *anchor*, also where only a later stretch of the packet is read. A tail that has become a
+//! packet (see `branch`) has its keys where they stand: its anchor is 0.
 
 use crate::config::ModelConfig;
 use crate::decode::{Lie, Memory, Numbers};
@@ -16,6 +17,7 @@ use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
 /// A stretch of a sequence's context.
+#[derive(Clone)]
 pub(crate) enum Span {
     /// Tokens `start .. start + tokens` of the sequence's own tail, at position `at`.
     Tail {
@@ -23,26 +25,28 @@ pub(crate) enum Span {
         start: usize,
         tokens: usize,
     },
-    /// Tokens `from .. from + tokens` of a packet, at position `at`.
+    /// Tokens `from .. from + tokens` of a packet, at position `at`; its keys are turned as if its positions
+    /// counted from `anchor`.
     Packet {
         at: usize,
         from: usize,
         tokens: usize,
+        anchor: i64,
         packet: Rc<PacketKv>,
     },
 }
 
 /// The keys and values that one running sequence sees.
 pub struct SequenceKv {
-    layers: Vec<Tail>,
-    spans: Vec<Span>,
-    tail_tokens: usize,
-    tokens: usize,
-    context: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    kind: Kind,
-    device: Device,
+    pub(crate) layers: Vec<Tail>,
+    pub(crate) spans: Vec<Span>,
+    pub(crate) tail_tokens: usize,
+    pub(crate) tokens: usize,
+    pub(crate) context: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
 }
 
 impl SequenceKv {
@@ -139,6 +143,7 @@ impl SequenceKv {
                 at: self.tokens,
                 from,
                 tokens,
+                anchor: int(self.tokens) - int(from),
                 packet,
             });
             self.tokens += tokens;
@@ -189,7 +194,7 @@ impl SequenceKv {
             let piece = left.min(span.tokens());
             left -= piece;
             match span {
-                Span::Packet { at, from, .. } if at != from => break,
+                Span::Packet { anchor, .. } if *anchor != 0 => break,
                 _ => pieces.push((span, piece)),
             }
         }
@@ -353,7 +358,7 @@ impl SequenceKv {
     /// The positions at which the token 0 of each packet would stand, in order of the packets.
     pub(crate) fn anchors(&self) -> Vec<i64> {
         let anchor = |span: &Span| match span {
-            Span::Packet { at, from, .. } => Some(int(*at) - int(*from)),
+            Span::Packet { anchor, .. } => Some(*anchor),
             Span::Tail { .. } => None,
         };
         self.spans.iter().filter_map(anchor).collect()
@@ -391,7 +396,7 @@ impl SequenceKv {
         self.tokens += added;
     }
 
-    fn shape_of(&self, tokens: usize) -> PacketShape {
+    pub(crate) fn shape_of(&self, tokens: usize) -> PacketShape {
         PacketShape {
             layers: self.layers.len(),
             kv_heads: self.kv_heads,

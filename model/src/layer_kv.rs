@@ -73,6 +73,7 @@ impl LayerKv<'_> {
                 from,
                 tokens,
                 packet,
+                ..
             } = span
             {
                 let plane = packet.plane(self.index)?;

@@ -4,7 +4,9 @@
 //! tensors; it knows neither the store of packets nor the wire.
 
 pub mod adapter;
+mod beams;
 mod blend;
+mod branch;
 pub mod catalogue;
 pub mod chat;
 mod codec;
@@ -30,6 +32,7 @@ mod transformer;
 pub mod weights;
 
 pub use adapter::Adapter;
+pub use beams::{BeamParams, BeamSearch};
 pub use blend::Blending;
 pub use chat::{ChatMessage, ChatTemplate};
 pub use codec::Codec;

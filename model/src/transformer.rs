@@ -180,7 +180,7 @@ impl Transformer {
         Ok(Packing::Int4)
     }
 
-    /// Whether decode steps read packed weights.
+    /// Whether decode steps and short chunks of prompts read packed weights.
     #[must_use]
     pub fn is_packed(&self) -> bool {
         self.packed_output.is_some()

@@ -84,6 +84,17 @@ struct SamplingArgs {
     /// The same seed gives the same answer on the same machine
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Follow N continuations at once and take the likeliest as a whole; 16 at most
+    #[arg(
+        long = "beams",
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    num_beams: u32,
+    /// With --beams: how much longer continuations are preferred, 0 to 4 [default: 1]
+    #[arg(long, value_name = "P")]
+    length_penalty: Option<f32>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -163,6 +174,8 @@ impl AskArgs {
             link_tokens: self.link_tokens,
             blend_share: self.blend_share,
             min_agreement: self.min_agreement,
+            num_beams: self.sampling.num_beams,
+            length_penalty: self.sampling.length_penalty,
             ..wire::GenerateRequest::default()
         })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::engine::sequence::{Phase, Sequence};
 
 /// Tokens of a prefill step while others decode or edit: at least, and at most.
-const LEAST_BESIDE: usize = 16;
+const LEAST_BESIDE: usize = 8;
 const MOST_BESIDE: usize = 256;
 /// What decoding sequences wait for somebody's prompt, against their own step's time.
 const SHARE: f64 = 1.5;

@@ -10,7 +10,7 @@ use addenda_cache::PacketId;
 use addenda_editor::{
     Added, Editor, Fact, FactId, FactRecord, Figures, Located, Method, Request, Tracing,
 };
-use addenda_model::{Adapter, Blending, Codec, SamplingParams, Transformer};
+use addenda_model::{Adapter, BeamParams, Blending, Codec, SamplingParams, Transformer};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
@@ -185,6 +185,8 @@ pub(crate) struct Generate {
     pub(crate) stop: Vec<String>,
     /// How many alternatives to report with each token.
     pub(crate) top: usize,
+    /// Several continuations are followed, instead of sampling one.
+    pub(crate) beams: Option<BeamParams>,
     pub(crate) events: mpsc::Sender<Result<Event>>,
 }
 

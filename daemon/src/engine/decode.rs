@@ -15,6 +15,9 @@ use crate::metrics::Metrics;
 /// How one sequence's step went: where it stands among the sequences, and an outcome if it was its last.
 pub(crate) type Stepped = (usize, Result<Option<Outcome>>);
 
+/// A token whose successor is wanted, and its context.
+type Pending<'a> = (u32, &'a mut SequenceKv);
+
 /// Computes the next token of those sequences at `places` that are in the middle of an answer; the
 /// others' places come back in the second list.
 pub(crate) fn step(
@@ -22,51 +25,56 @@ pub(crate) fn step(
     places: &[usize],
     (model, tokenizer, metrics): (&Transformer, &Tokenizer, &Metrics),
 ) -> (Vec<Stepped>, Vec<usize>) {
-    let mut others = Vec::new();
+    let (mut owners, mut others) = (Vec::new(), Vec::new());
     let mut batch = Vec::new();
     for (place, sequence) in sequences.iter_mut().enumerate() {
         if !places.contains(&place) {
             continue;
         }
-        match sequence.last_token() {
-            Some(id) => batch.push((place, id, sequence)),
-            None => others.push(place),
+        let pending = sequence.pending();
+        match pending.len() {
+            0 => others.push(place),
+            tokens => owners.push((place, tokens)),
         }
+        batch.extend(pending);
     }
-    let mut stepped = Vec::with_capacity(batch.len());
+    let mut rows = Vec::with_capacity(batch.len());
     for batch in batch.chunks_mut(limits::DECODED_TOGETHER) {
-        let together = guard(|| logits(model, batch));
         metrics.batch.observe(batch.len() as f64);
-        for (row, (place, id, sequence)) in (0..).zip(batch) {
+        rows.extend(computed(model, batch));
+    }
+    let mut rows = rows.into_iter();
+    let stepped = owners.into_iter().map(|(place, tokens)| {
+        let own: Vec<_> = rows.by_ref().take(tokens).collect();
+        let result = guard(|| {
+            let own = Tensor::f_stack(&own.into_iter().collect::<Result<Vec<_>>>()?, 0)?;
+            let sequence = sequences.get_mut(place).ok_or(Error::EngineGone)?;
             let span = sequence.ticket.span.clone();
             let _span = span.enter();
-            let result = guard(|| {
-                let row = match &together {
-                    Ok(logits) => logits.f_select(0, row)?,
-                    // Somebody's fault, maybe this one's.
-                    Err(_) => alone(model, *id, sequence.kv())?,
-                };
-                sequence.take(tokenizer, &row, metrics)
-            });
-            stepped.push((*place, result));
-        }
-    }
-    (stepped, others)
+            sequence.take(tokenizer, &own, metrics)
+        });
+        (place, result)
+    });
+    (stepped.collect(), others)
 }
 
-/// The logits behind each sequence's token, `[sequences, V]`.
-fn logits(model: &Transformer, batch: &mut [(usize, u32, &mut Sequence)]) -> Result<Tensor> {
-    let ids: Vec<u32> = batch.iter().map(|(_, id, _)| *id).collect();
-    let mut kvs: Vec<&mut SequenceKv> = batch
-        .iter_mut()
-        .map(|(_, _, sequence)| sequence.kv())
-        .collect();
+/// The logits `[V]` behind each token.
+fn computed(model: &Transformer, batch: &mut [Pending<'_>]) -> Vec<Result<Tensor>> {
+    let together = guard(|| logits(model, batch));
+    let each = (0..).zip(batch).map(|(row, token)| {
+        guard(|| match &together {
+            Ok(logits) => Ok(logits.f_select(0, row)?),
+            // Somebody's fault, maybe this one's.
+            Err(_) => Ok(logits(model, std::slice::from_mut(token))?.f_select(0, 0)?),
+        })
+    });
+    each.collect()
+}
+
+/// The logits behind the tokens, `[tokens, V]`.
+fn logits(model: &Transformer, batch: &mut [Pending<'_>]) -> Result<Tensor> {
+    let ids: Vec<u32> = batch.iter().map(|(id, _)| *id).collect();
+    let mut kvs: Vec<&mut SequenceKv> = batch.iter_mut().map(|(_, kv)| &mut **kv).collect();
     let hidden = model.decode(&ids, &mut kvs)?;
     Ok(model.decode_logits(&hidden)?)
-}
-
-fn alone(model: &Transformer, id: u32, kv: &mut SequenceKv) -> Result<Tensor> {
-    let hidden = model.decode(&[id], &mut [kv])?;
-    let logits = model.decode_logits(&hidden)?;
-    logits.f_select(0, 0).map_err(Error::from)
 }

@@ -1,14 +1,16 @@
-//! One answer, token by token: samples, turns tokens into text, looks for its end, reports.
+//! One answer, token by token: samples, turns tokens into text, looks for its end, reports. What beams have
+//! found is reported the same way, when their search is over.
 //!
-//! Owns the sampler and the text of one generating sequence; never chooses when it runs. Invariant:
+//! Owns the sampler or the beams, and the text, of one generating sequence; never chooses when it runs. Invariant:
 //! exactly one last event is sent, for which a place in the channel is kept from the beginning.
 
 use std::time::{Duration, Instant};
 
-use addenda_model::{Sampler, TextStream, Tokenizer};
+use addenda_model::{Sampled, Sampler, SequenceKv, TextStream, Tokenizer};
 use tch::Tensor;
 use tokio::sync::mpsc::{OwnedPermit, Sender};
 
+use crate::engine::beams::Beams;
 use crate::engine::command::{Emitted, Event, Finish, Finished, Generate, Prompt, Ticket, Under};
 use crate::engine::stops::Stops;
 use crate::error::{Error, Result};
@@ -16,6 +18,7 @@ use crate::error::{Error, Result};
 /// What generates, once its prompt is in the context.
 pub(crate) struct Generating {
     sampler: Sampler,
+    beams: Option<Beams>,
     /// None after the end.
     text: Option<TextStream>,
     stops: Stops,
@@ -42,16 +45,23 @@ impl Generating {
             .clone()
             .try_reserve_owned()
             .map_err(|_| Error::Cancelled)?;
-        let mut sampler = match Sampler::new(request.sampling) {
-            Ok(sampler) => sampler,
+        let beams = request
+            .beams
+            .map(|params| Beams::new(params, request.stop.clone()));
+        let chosen = Sampler::new(request.sampling)
+            .map_err(Error::from)
+            .and_then(|sampler| Ok((sampler, beams.transpose()?)));
+        let (mut sampler, beams) = match chosen {
+            Ok(chosen) => chosen,
             Err(error) => {
-                farewell.send(Err(error.into()));
+                farewell.send(Err(error));
                 return Err(Error::Cancelled);
             }
         };
         sampler.observe(&request.prompt.ids);
         let generating = Self {
             sampler,
+            beams,
             text: Some(tokenizer.stream()),
             stops: Stops::new(request.stop),
             top: request.top,
@@ -76,7 +86,7 @@ impl Generating {
     }
 
     pub(crate) fn has_begun(&self) -> bool {
-        self.last.is_some()
+        self.last.is_some() || self.beams.as_ref().is_some_and(Beams::has_begun)
     }
 
     /// When the first token came.
@@ -84,9 +94,9 @@ impl Generating {
         self.first_at
     }
 
-    /// Time since the last token.
-    pub(crate) fn since_last(&self) -> Duration {
-        self.last_at.map_or(Duration::ZERO, |last| last.elapsed())
+    /// Time since the last token; `None` before the first.
+    pub(crate) fn since_last(&self) -> Option<Duration> {
+        self.last_at.map(|last| last.elapsed())
     }
 
     /// Tokens so far.
@@ -94,21 +104,78 @@ impl Generating {
         self.generated
     }
 
-    /// The token that was chosen last, from which the next one is computed.
-    pub(crate) fn last(&self) -> Option<u32> {
-        self.last
+    /// Bytes of contexts beside the sequence's own.
+    pub(crate) fn kv_bytes(&self) -> usize {
+        self.beams.as_ref().map_or(0, Beams::bytes)
     }
 
-    /// Chooses a token by `logits` `[V]` and reports it.
+    /// The tokens from which the next ones are computed, each with its context: `kv`, or those of beams.
+    pub(crate) fn pending<'a>(
+        &'a mut self,
+        kv: &'a mut SequenceKv,
+    ) -> Vec<(u32, &'a mut SequenceKv)> {
+        match &mut self.beams {
+            Some(beams) => beams.pending(),
+            None => self.last.map(|id| (id, kv)).into_iter().collect(),
+        }
+    }
+
+    /// Goes on behind the prompt in `kv`, whose last token gave `logits` `[V]`.
     ///
     /// # Errors
-    /// libtorch's.
-    pub(crate) fn emit(
+    /// The model's.
+    pub(crate) fn begin(
+        &mut self,
+        tokenizer: &Tokenizer,
+        logits: &Tensor,
+        kv: &mut SequenceKv,
+    ) -> Result<Option<Finish>> {
+        match &mut self.beams {
+            Some(beams) => beams.begin(tokenizer, logits, kv).map(|()| None),
+            None => self.emit(tokenizer, logits),
+        }
+    }
+
+    /// Goes on by the logits `[n, V]` behind the `n` tokens of [`Self::pending`].
+    ///
+    /// # Errors
+    /// The model's.
+    pub(crate) fn take(
         &mut self,
         tokenizer: &Tokenizer,
         logits: &Tensor,
     ) -> Result<Option<Finish>> {
+        match &mut self.beams {
+            Some(beams) => beams.step(tokenizer, logits).map(|()| None),
+            None => self.emit(tokenizer, &logits.f_select(0, 0)?),
+        }
+    }
+
+    /// Reports what beams have found, as much as the client has read room for.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub(crate) fn report(&mut self, tokenizer: &Tokenizer) -> Result<Option<Finish>> {
+        while self.has_room() {
+            let Some(found) = self.beams.as_mut().and_then(Beams::next_found) else {
+                return Ok(Some(Finish::End));
+            };
+            let finish = self.say(tokenizer, &found)?;
+            if finish.is_some() {
+                return Ok(finish);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Chooses a token by `logits` `[V]` and reports it.
+    fn emit(&mut self, tokenizer: &Tokenizer, logits: &Tensor) -> Result<Option<Finish>> {
         let sampled = self.sampler.sample(logits, self.top)?;
+        self.say(tokenizer, &sampled)
+    }
+
+    /// Reports a token.
+    fn say(&mut self, tokenizer: &Tokenizer, sampled: &Sampled) -> Result<Option<Finish>> {
         let now = Instant::now();
         self.first_at.get_or_insert(now);
         self.last_at = Some(now);

@@ -4,6 +4,7 @@
 //! the queue is bounded; what the handle promises to answer is answered, also when the engine ends.
 
 pub(crate) mod batch;
+mod beams;
 pub(crate) mod build;
 pub(crate) mod command;
 mod decode;

@@ -151,7 +151,10 @@ impl Sequence {
             return match (hidden, &mut self.task) {
                 (None, _) => Ok(None),
                 (Some(hidden), Task::Generate(generating)) => {
-                    let finish = generating.emit(tokenizer, &model.logits(&hidden)?)?;
+                    let logits = model
+                        .decode_logits(&hidden.f_unsqueeze(0)?)?
+                        .f_select(0, 0)?;
+                    let finish = generating.begin(tokenizer, &logits, kv)?;
                     Ok(finish.map(Outcome::Generated))
                 }
                 (Some(hidden), Task::Score(scoring)) => {
@@ -165,8 +168,11 @@ impl Sequence {
             };
         }
         match &mut self.task {
-            // Decodes with all others: see `decode`.
-            Task::Generate(_) => Ok(None),
+            // Decodes with all others (see `decode`) while there is something to compute.
+            Task::Generate(generating) => {
+                let finish = generating.report(tokenizer)?;
+                Ok(finish.map(Outcome::Generated))
+            }
             Task::Score(scoring) => {
                 let done = scoring.step(model, &mut self.kv)?;
                 Ok(done.then_some(Outcome::Scored))
@@ -178,20 +184,16 @@ impl Sequence {
         }
     }
 
-    /// The last token of an answer that is being written; `None` where something else is done.
-    pub(crate) fn last_token(&self) -> Option<u32> {
-        match &self.task {
-            Task::Generate(generating) => generating.last(),
-            Task::Score(_) | Task::Trace(_) => None,
+    /// The last tokens of an answer that is being written, each with its context: one, or one of each beam;
+    /// none where something else is done.
+    pub(crate) fn pending(&mut self) -> Vec<(u32, &mut SequenceKv)> {
+        match &mut self.task {
+            Task::Generate(generating) => generating.pending(&mut self.kv),
+            Task::Score(_) | Task::Trace(_) => Vec::new(),
         }
     }
 
-    /// The context, for the next token to be computed in.
-    pub(crate) fn kv(&mut self) -> &mut SequenceKv {
-        &mut self.kv
-    }
-
-    /// Takes the logits `[V]` behind [`Self::last_token`]; an outcome when the answer ends with them.
+    /// Takes the logits `[n, V]` behind [`Self::pending`]; an outcome when the answer ends with them.
     ///
     /// # Errors
     /// libtorch's.
@@ -203,8 +205,10 @@ impl Sequence {
     ) -> Result<Option<Outcome>> {
         match &mut self.task {
             Task::Generate(generating) => {
-                metrics.itl.observe(generating.since_last().as_secs_f64());
-                let finish = generating.emit(tokenizer, logits)?;
+                if let Some(since) = generating.since_last() {
+                    metrics.itl.observe(since.as_secs_f64());
+                }
+                let finish = generating.take(tokenizer, logits)?;
                 Ok(finish.map(Outcome::Generated))
             }
             Task::Score(_) | Task::Trace(_) => Ok(None),
@@ -259,7 +263,11 @@ impl Sequence {
 
     /// Bytes of the context that are its own.
     pub(crate) fn kv_bytes(&self) -> usize {
-        self.kv.bytes()
+        let beams = match &self.task {
+            Task::Generate(generating) => generating.kv_bytes(),
+            Task::Score(_) | Task::Trace(_) => 0,
+        };
+        self.kv.bytes() + beams
     }
 
     /// Counts an answer that ends like this.

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Polling, Poll, ready};
 
-use addenda_model::SamplingParams;
+use addenda_model::{BeamParams, SamplingParams};
 use addenda_proto::addenda::v1::generate_response::Event as WireEvent;
 use addenda_proto::addenda::v1::generation_server::Generation;
 use addenda_proto::addenda::v1::{
@@ -98,6 +98,10 @@ impl GenerationService {
                 max_tokens: wish.max_tokens.min(room),
                 stop: wish.stop.clone(),
                 top: wish.top,
+                beams: wish.beams.map(|beams| BeamParams {
+                    max_tokens: wish.max_tokens.min(room),
+                    ..beams
+                }),
                 events,
             };
             self.0
@@ -189,10 +193,17 @@ struct Wish {
     max_tokens: usize,
     stop: Vec<String>,
     top: usize,
+    beams: Option<BeamParams>,
 }
 
 impl Wish {
     fn new(request: GenerateRequest, daemon: &Daemon) -> Result<Self> {
+        let max_tokens = match request.max_tokens {
+            0 => daemon.config.max_tokens,
+            tokens => tokens,
+        };
+        let sampling = sampling(request.sampling)?;
+        let beams = beams(&request, sampling, max_tokens as usize)?;
         let ask = words::ask(request.prompt)?;
         let wanted = Wanted::new(
             request.mode,
@@ -213,18 +224,57 @@ impl Wish {
             );
             return Err(Error::invalid("top_logprobs", reason));
         }
-        let max_tokens = match request.max_tokens {
-            0 => daemon.config.max_tokens,
-            tokens => tokens,
-        };
         Ok(Self {
             asked,
-            sampling: sampling(request.sampling)?,
+            beams,
+            sampling,
             max_tokens: max_tokens as usize,
             stop: request.stop,
             top: request.top_logprobs as usize,
         })
     }
+}
+
+/// The beams that a request asks for.
+fn beams(
+    request: &GenerateRequest,
+    sampling: SamplingParams,
+    max_tokens: usize,
+) -> Result<Option<BeamParams>> {
+    let penalty = request.length_penalty;
+    if request.num_beams > limits::BEAMS {
+        let reason = format!("is {}; {} at most", request.num_beams, limits::BEAMS);
+        return Err(Error::invalid("num_beams", reason));
+    }
+    if request.num_beams < 2 {
+        return match penalty {
+            None => Ok(None),
+            Some(_) => Err(Error::invalid(
+                "length_penalty",
+                "needs num_beams of 2 or more",
+            )),
+        };
+    }
+    if penalty.is_some_and(|penalty| !(0.0..=limits::LENGTH_PENALTY).contains(&penalty)) {
+        let reason = format!("must be from 0 to {}", limits::LENGTH_PENALTY);
+        return Err(Error::invalid("length_penalty", reason));
+    }
+    let plain = SamplingParams {
+        seed: sampling.seed,
+        ..SamplingParams::default()
+    };
+    if sampling != plain || request.top_logprobs > 0 {
+        return Err(Error::invalid(
+            "num_beams",
+            "looks at probabilities alone: leave out temperature, top_k, top_p, min_p, \
+             repetition_penalty and top_logprobs",
+        ));
+    }
+    Ok(Some(BeamParams {
+        beams: request.num_beams as usize,
+        length_penalty: penalty.unwrap_or(1.0),
+        max_tokens,
+    }))
 }
 
 /// Sampling settings with the wire's defaults filled in.

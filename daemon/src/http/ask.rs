@@ -139,6 +139,8 @@ struct Extra {
     top_k: u32,
     min_p: f32,
     repetition_penalty: f32,
+    num_beams: u32,
+    length_penalty: Option<f32>,
 }
 
 impl Request {
@@ -162,7 +164,9 @@ impl Request {
                 format!("asks for {choices} answers; 1 to {MOST_CHOICES} can be had at once"),
             ));
         }
-        let temperature = self.temperature.unwrap_or(1.0);
+        // Beams draw nothing.
+        let temperature = if extra.num_beams > 1 { 0.0 } else { 1.0 };
+        let temperature = self.temperature.unwrap_or(temperature);
         let mode = mode(&extra.mode)?;
         let request = |prompt: &Prompt, index: u32| GenerateRequest {
             prompt: Some(prompt.clone()),
@@ -186,6 +190,8 @@ impl Request {
             min_agreement: extra.min_agreement,
             link_tokens: extra.link_tokens,
             blend_share: extra.blend_share,
+            num_beams: extra.num_beams,
+            length_penalty: extra.length_penalty,
         };
         let each = prompts
             .iter()

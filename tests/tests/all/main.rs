@@ -8,6 +8,7 @@
 
 mod adapter;
 mod adapters;
+mod beams;
 mod catalogue;
 mod certificates;
 mod chat_template;
