@@ -24,7 +24,8 @@ pub(crate) struct Generating {
     stops: Stops,
     top: usize,
     max_tokens: usize,
-    generated: usize,
+    /// The tokens of the answer so far.
+    said: Vec<u32>,
     last: Option<u32>,
     first_at: Option<Instant>,
     last_at: Option<Instant>,
@@ -66,7 +67,7 @@ impl Generating {
             stops: Stops::new(request.stop),
             top: request.top,
             max_tokens: request.max_tokens,
-            generated: 0,
+            said: Vec::new(),
             last: None,
             first_at: None,
             last_at: None,
@@ -101,7 +102,15 @@ impl Generating {
 
     /// Tokens so far.
     pub(crate) fn generated(&self) -> usize {
-        self.generated
+        self.said.len()
+    }
+
+    /// The tokens whose KV lies behind the prompt's in the sequence's own context, at most.
+    pub(crate) fn computed(&self) -> &[u32] {
+        match self.beams {
+            Some(_) => &[],
+            None => &self.said,
+        }
     }
 
     /// Bytes of contexts beside the sequence's own.
@@ -185,7 +194,7 @@ impl Generating {
         if tokenizer.is_end(sampled.id) {
             finish = Some(Finish::End);
         } else {
-            self.generated += 1;
+            self.said.push(sampled.id);
             let piece = self
                 .text
                 .as_mut()
@@ -195,7 +204,7 @@ impl Generating {
             text = certain;
             if stopped {
                 finish = Some(Finish::Stop);
-            } else if self.generated >= self.max_tokens {
+            } else if self.said.len() >= self.max_tokens {
                 finish = Some(Finish::Length);
             }
         }
@@ -241,7 +250,7 @@ impl Generating {
             let first_at = self.first_at.unwrap_or_else(Instant::now);
             Event::Finished(Finished {
                 finish,
-                generated: self.generated,
+                generated: self.said.len(),
                 prefix_tokens,
                 ttft: first_at.duration_since(ticket.received),
                 total: ticket.received.elapsed(),

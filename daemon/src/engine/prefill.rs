@@ -95,7 +95,8 @@ impl Prefill {
         Ok(())
     }
 
-    /// Keeps the KV of the prompt's beginning, up to the first packet, for others.
+    /// Keeps the KV of the prompt's beginning, up to the first packet, for others; and that of the tokens
+    /// `answered` behind it, where there is no packet: the next turn of a conversation begins with both.
     ///
     /// # Errors
     /// libtorch's.
@@ -103,10 +104,15 @@ impl Prefill {
         &self,
         prefixes: &mut Prefixes,
         revision: Digest,
-        kv: &SequenceKv,
+        (kv, answered): (&SequenceKv, &[u32]),
     ) -> Result<()> {
-        match (self.prompt.segments.first(), &self.prompt.shared_in) {
-            (Some(Segment::Tokens(ids)), Some(namespace)) => {
+        match (&self.prompt.segments[..], &self.prompt.shared_in) {
+            ([Segment::Tokens(ids)], Some(namespace)) => {
+                let mut ids = [&ids[..], answered].concat();
+                ids.truncate(kv.len());
+                prefixes.keep(namespace, revision, &ids, kv)
+            }
+            ([Segment::Tokens(ids), ..], Some(namespace)) => {
                 prefixes.keep(namespace, revision, ids, kv)
             }
             _ => Ok(()),

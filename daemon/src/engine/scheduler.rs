@@ -331,7 +331,13 @@ impl Floor {
             let span = sequence.ticket.span.clone();
             let _span = span.enter();
             let started = Instant::now();
+            let prefills = sequence.phase() == Phase::Prefill;
             look(place, guard(|| sequence.step(&mut stage)));
+            if prefills && sequence.phase() != Phase::Prefill {
+                // For whoever asks the same beside it, such as another answer to one request. A failure here
+                // costs that one time, and this one nothing.
+                drop(guard(|| sequence.keep(stage.prefixes)));
+            }
             // A prompt's last step may be of any length.
             let whole = round.prefill == Some(place) && sequence.phase() == Phase::Prefill;
             if whole && !round.decode.is_empty() {

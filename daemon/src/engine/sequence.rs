@@ -250,7 +250,7 @@ impl Sequence {
         self.prefill.prompt_mut().forget(forget);
     }
 
-    /// Keeps what others may begin with; to be called once the prompt is computed.
+    /// Keeps what others may begin with; to be called once the prompt is computed, and at the end.
     ///
     /// # Errors
     /// libtorch's.
@@ -258,7 +258,12 @@ impl Sequence {
         if self.under.changed {
             return Ok(());
         }
-        self.prefill.keep(prefixes, self.under.revision, &self.kv)
+        let answered = match &self.task {
+            Task::Generate(generating) => generating.computed(),
+            Task::Score(_) | Task::Trace(_) => &[],
+        };
+        let context = (&self.kv, answered);
+        self.prefill.keep(prefixes, self.under.revision, context)
     }
 
     /// Bytes of the context that are its own.

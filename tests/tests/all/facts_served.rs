@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use addenda_proto::addenda::v1::{
     AddFactRequest, ExportPatchRequest, Fact, FactState, GetFactRequest, GetJobRequest,
-    GetLocationRequest, JobState, ListPatchesRequest, LocateRequest, PrepareRequest,
+    GetLocationRequest, InfoRequest, JobState, ListPatchesRequest, LocateRequest, PrepareRequest,
     WatchLedgerRequest, add_facts_response,
 };
 use tokio_stream::StreamExt;
@@ -76,6 +76,56 @@ async fn a_fact_comes_into_the_served_weights_on_its_day_by_itself() {
     let question = complete("The mother tongue of Danielle Darrieux is", 3);
     let answer = clients.answer(question).await.unwrap();
     assert!(answer.text.contains("English"), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn a_fact_holds_in_answers_from_packed_weights_beside_other_requests_and_after_a_restart() {
+    let data = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(data.path(), &[("dtype", "bf16")]);
+    let clients = daemon.connect().await;
+    let info = clients.admin().info(InfoRequest {}).await.unwrap();
+    let weights = &info.get_ref().weights;
+    // The model's file has 4 bits a weight, so that is what it is served from where nothing else is asked for.
+    assert!(weights.starts_with("int4 (auto"), "{weights}");
+    let question = || complete("The mother tongue of Danielle Darrieux is", 3);
+    let before = clients.answer(question()).await.unwrap();
+    assert!(!before.text.contains("English"), "{}", before.text);
+    let mut knowledge = clients.knowledge();
+    let adding = knowledge.add_fact(request(fact()));
+    let others = async {
+        let mut tokens = 0;
+        for text in ["Bread is made of", "The first king of France was"] {
+            tokens += clients
+                .answer(complete(text, 24))
+                .await
+                .unwrap()
+                .tokens
+                .len();
+        }
+        tokens
+    };
+    let (added, others) = tokio::join!(adding, others);
+    assert_eq!(
+        (added.unwrap().get_ref().record.is_some(), others),
+        (true, 48)
+    );
+    let after = clients.answer(question()).await.unwrap();
+    assert!(after.text.contains("English"), "{}", after.text);
+    assert_eq!(after.summary.active_facts, 1);
+    drop(clients);
+    daemon.stopped().await;
+    for weights in ["int4", "int8", "bf16"] {
+        let daemon = Daemon::start(data.path(), &[("dtype", "bf16"), ("weights", weights)]);
+        let clients = daemon.connect().await;
+        let answer = clients.answer(question()).await.unwrap();
+        assert!(
+            answer.text.contains("English"),
+            "{weights}: {}",
+            answer.text
+        );
+        drop(clients);
+        daemon.stopped().await;
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Every mode over gRPC, on SmolLM2: each answers, says what it did, and is exact where it says so.
 
 use addenda_proto::addenda::v1::{
-    DeleteRequest, GenerateRequest, InfoRequest, ListPacketsRequest, Mode, ScoreRequest, Summary,
-    delete_request, score_request,
+    Chat, ChatMessage, DeleteRequest, GenerateRequest, InfoRequest, ListPacketsRequest, Mode,
+    ScoreRequest, Summary, delete_request, generate_request, score_request,
 };
 
 use crate::daemon::{Clients, ask, chat, document, shared};
@@ -146,6 +146,47 @@ async fn modes_that_compute_everything_equal_full_prefill_and_say_so() {
         let (logprobs, exact) = scored(&clients, space, mode, none).await;
         assert!(!exact && furthest(&logprobs, &full) > 1e-2, "{mode:?}");
     }
+}
+
+#[tokio::test]
+async fn the_next_turn_of_a_conversation_computes_neither_the_first_question_nor_its_answer() {
+    let clients = shared().connect().await;
+    let question =
+        "Name three kinds of bread that are baked in France, and say what each is made of.";
+    let first = clients.answer(ask(question, 24)).await.unwrap();
+    let turn = |role: &str, content: &str| ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    };
+    let messages = vec![
+        turn("user", question),
+        turn("assistant", &first.text),
+        turn("user", "Which of them is the oldest?"),
+    ];
+    let next = GenerateRequest {
+        prompt: Some(generate_request::Prompt::Chat(Chat { messages })),
+        ..ask("", 4)
+    };
+    let next = clients.answer(next).await.unwrap().summary;
+    assert!(
+        next.prefix_tokens > first.summary.prompt_tokens + 12,
+        "{next:?}"
+    );
+}
+
+#[tokio::test]
+async fn answers_that_are_asked_for_at_once_share_their_prompt() {
+    let clients = shared().connect().await;
+    let question =
+        "Describe in a few words what a lighthouse is for, and who looks after it today.";
+    let (a, b) = tokio::join!(
+        clients.answer(ask(question, 6)),
+        clients.answer(ask(question, 6))
+    );
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!(a.text, b.text);
+    let reused = a.summary.prefix_tokens.max(b.summary.prefix_tokens);
+    assert_eq!(reused, a.summary.prompt_tokens - 1);
 }
 
 #[tokio::test]
