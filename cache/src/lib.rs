@@ -47,6 +47,7 @@ pub use packet::{MAX_DOCUMENT, MAX_DTYPE, MAX_NAMESPACE, MAX_ROPE, PacketHeader}
 pub use recover::{RecoverProgress, Recovery};
 pub use scrub::{ScrubState, Scrubbed};
 pub use store::{
-    CompactProgress, CompactReport, Effort, Miss, Put, Removed, Stats, Store, StoreOptions,
+    CompactProgress, CompactReport, Effort, INDEX_ROOM, Miss, Put, Removed, Stats, Store,
+    StoreOptions,
 };
 pub use verify::{DamagedPacket, VerifyProgress, VerifyReport};

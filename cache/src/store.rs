@@ -34,6 +34,10 @@ pub use read::Miss;
 pub use remove::Removed;
 pub use write::Put;
 
+/// Bytes that packets leave free in any case: sled reads nothing any more once it could not write, so a disk must
+/// be full for packets before it is full for the index.
+pub const INDEX_ROOM: u64 = 4 << 20;
+
 /// How a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreOptions {
@@ -41,7 +45,7 @@ pub struct StoreOptions {
     pub max_bytes: Option<u64>,
     /// Bytes that the packets of one namespace may take; none: as many as there are.
     pub max_namespace_bytes: Option<u64>,
-    /// Bytes of the file system that are never used.
+    /// Bytes of the file system that are never used; [`INDEX_ROOM`] at least.
     pub free_floor: u64,
     /// Size at which the next extent begins. A larger packet has one of its own.
     pub extent_bytes: u64,
@@ -192,7 +196,7 @@ impl Store {
             limits: Limits {
                 max_bytes: options.max_bytes,
                 max_namespace_bytes: options.max_namespace_bytes,
-                free_floor: options.free_floor,
+                free_floor: options.free_floor.max(INDEX_ROOM),
             },
             usage: Mutex::new(usage),
             extents,
