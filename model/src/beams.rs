@@ -17,13 +17,12 @@ pub struct BeamParams {
     /// A continuation of n tokens (its end counted) scores Σ log p / n ^ this: 0 does not look at lengths,
     /// 1 compares the means.
     pub length_penalty: f32,
-    /// Tokens of a continuation at most.
-    pub max_tokens: usize,
 }
 
 /// A search that goes on.
 pub struct BeamSearch {
     params: BeamParams,
+    max_tokens: usize,
     live: Vec<Beam>,
     ended: Vec<Beam>,
 }
@@ -44,18 +43,19 @@ struct Candidate {
 }
 
 impl BeamSearch {
-    /// A search behind a prompt: one beam that is empty yet.
+    /// A search behind a prompt for a continuation of at most `max_tokens`: one beam that is empty yet.
     ///
     /// # Errors
     /// No beams, or no tokens to be found.
-    pub fn new(params: BeamParams) -> Result<Self> {
-        if params.beams == 0 || params.max_tokens == 0 {
+    pub fn new(params: BeamParams, max_tokens: usize) -> Result<Self> {
+        if params.beams == 0 || max_tokens == 0 {
             return Err(Error::Invalid(
                 "a search needs at least one beam and one token".to_owned(),
             ));
         }
         Ok(Self {
             params,
+            max_tokens,
             live: vec![Beam::default()],
             ended: Vec::new(),
         })
@@ -168,7 +168,7 @@ impl BeamSearch {
         };
         let worst = self.ended.last().map(|beam| self.score(beam));
         let full = self.ended.len() >= self.params.beams;
-        best.tokens.len() >= self.params.max_tokens
+        best.tokens.len() >= self.max_tokens
             || full && worst.is_some_and(|worst| worst >= self.score(best))
     }
 
@@ -217,8 +217,8 @@ mod tests {
         logits.iter().map(|logit| logit - sum.ln()).collect()
     }
 
-    fn search(params: BeamParams) -> (Vec<u32>, usize) {
-        let mut search = BeamSearch::new(params).unwrap();
+    fn search(params: BeamParams, max_tokens: usize) -> (Vec<u32>, usize) {
+        let mut search = BeamSearch::new(params, max_tokens).unwrap();
         let (mut live, mut steps) = (vec![Vec::new()], 0);
         while !live.is_empty() {
             let rows: Vec<f32> = live.iter().flat_map(|ids| language(ids)).collect();
@@ -265,9 +265,8 @@ mod tests {
             let params = BeamParams {
                 beams: 700,
                 length_penalty,
-                max_tokens: 4,
             };
-            let (found, _) = search(params);
+            let (found, _) = search(params, 4);
             assert_eq!(found, exhaustive(4, length_penalty), "{length_penalty}");
         }
     }
@@ -277,9 +276,8 @@ mod tests {
         let params = |beams| BeamParams {
             beams,
             length_penalty: 0.0,
-            max_tokens: 6,
         };
-        let (found, steps) = search(params(1));
+        let (found, steps) = search(params(1), 6);
         let mut greedy = Vec::new();
         while greedy.len() < 6 && greedy.last() != Some(&END) {
             let row = language(&greedy);
@@ -287,7 +285,7 @@ mod tests {
             greedy.push(best.unwrap());
         }
         assert_eq!((&found, steps), (&greedy, greedy.len()));
-        let (better, _) = search(params(4));
+        let (better, _) = search(params(4), 6);
         assert!(score(&better, 0.0) >= score(&found, 0.0));
     }
 
@@ -296,9 +294,8 @@ mod tests {
         let params = BeamParams {
             beams: 2,
             length_penalty: 1.0,
-            max_tokens: 3,
         };
-        let mut search = BeamSearch::new(params).unwrap();
+        let mut search = BeamSearch::new(params, 3).unwrap();
         let never = |_: &[u32]| Ok(false);
         assert!(
             search
@@ -317,12 +314,8 @@ mod tests {
             [0, 0]
         );
         for (beams, max_tokens) in [(0, 3), (3, 0)] {
-            let params = BeamParams {
-                beams,
-                max_tokens,
-                ..params
-            };
-            assert!(BeamSearch::new(params).is_err());
+            let params = BeamParams { beams, ..params };
+            assert!(BeamSearch::new(params, max_tokens).is_err());
         }
     }
 }

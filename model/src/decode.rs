@@ -19,7 +19,7 @@ mod wide;
 
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
-use crate::tensor::{NoGrad, elements, int, multiplies_f32_faster};
+use crate::tensor::{NoGrad, elements, int};
 use crate::transformer::{Input, Transformer};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
@@ -162,7 +162,7 @@ impl Transformer {
 
     /// Whether libtorch is faster with so many tokens of one sequence.
     fn is_libtorchs(&self, tokens: usize) -> bool {
-        let most = match multiplies_f32_faster(self.device) {
+        let most = match self.f32_is_faster {
             true => MANY,
             // Its products of bf16 run on matrix units.
             false => TOGETHER,

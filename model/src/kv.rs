@@ -6,6 +6,8 @@
 //! stand, its *anchor*, also where only a later stretch of the packet is read. A tail that has become a
 //! packet (see `branch`) has its keys where they stand: its anchor is 0.
 
+mod branch;
+
 use crate::config::ModelConfig;
 use crate::decode::{Lie, Memory, Numbers};
 use crate::error::{Error, Result};
@@ -38,15 +40,15 @@ pub(crate) enum Span {
 
 /// The keys and values that one running sequence sees.
 pub struct SequenceKv {
-    pub(crate) layers: Vec<Tail>,
-    pub(crate) spans: Vec<Span>,
-    pub(crate) tail_tokens: usize,
-    pub(crate) tokens: usize,
-    pub(crate) context: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) kind: Kind,
-    pub(crate) device: Device,
+    layers: Vec<Tail>,
+    spans: Vec<Span>,
+    tail_tokens: usize,
+    tokens: usize,
+    context: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    kind: Kind,
+    device: Device,
 }
 
 impl SequenceKv {
@@ -241,7 +243,12 @@ impl SequenceKv {
                 "a packet can only be made of tokens that were computed together".to_owned(),
             ));
         }
-        let own = |t: &Tensor| cut(t, 0, self.tokens)?.f_contiguous();
+        self.own_packet()
+    }
+
+    /// The tokens that are this sequence's own as a packet; it may lie in the same memory.
+    fn own_packet(&self) -> Result<PacketKv> {
+        let own = |t: &Tensor| cut(t, 0, self.tail_tokens)?.f_contiguous();
         let layers = self
             .layers
             .iter()
@@ -252,7 +259,7 @@ impl SequenceKv {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(PacketKv::new(self.shape_of(self.tokens), layers))
+        Ok(PacketKv::new(self.shape_of(self.tail_tokens), layers))
     }
 
     /// Fails unless `tokens` more fit into the model's context.
@@ -396,7 +403,7 @@ impl SequenceKv {
         self.tokens += added;
     }
 
-    pub(crate) fn shape_of(&self, tokens: usize) -> PacketShape {
+    fn shape_of(&self, tokens: usize) -> PacketShape {
         PacketShape {
             layers: self.layers.len(),
             kv_heads: self.kv_heads,

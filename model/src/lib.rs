@@ -6,7 +6,6 @@
 pub mod adapter;
 mod beams;
 mod blend;
-mod branch;
 pub mod catalogue;
 pub mod chat;
 mod codec;

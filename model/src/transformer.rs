@@ -47,8 +47,8 @@ pub struct Transformer {
     local_rope: Option<Rope>,
     pub(crate) device: Device,
     pub(crate) kind: Kind,
-    /// Runs of at least so many tokens are computed in f32, whatever the weights are kept in.
-    widen_from: usize,
+    /// Whether large products are faster in f32 than in bf16 here.
+    pub(crate) f32_is_faster: bool,
     /// The output matrix once more, for decode steps.
     packed_output: Option<Packed>,
     /// The threads of decode steps, started at the first.
@@ -99,10 +99,7 @@ impl Transformer {
             local_rope,
             device,
             kind,
-            widen_from: match multiplies_f32_faster(device) {
-                true => WIDEN_FROM,
-                false => usize::MAX,
-            },
+            f32_is_faster: multiplies_f32_faster(device),
             packed_output: None,
             team: OnceCell::new(),
         })
@@ -137,7 +134,7 @@ impl Transformer {
             config,
             device,
             kind,
-            widen_from: self.widen_from,
+            f32_is_faster: self.f32_is_faster,
             packed_output: None,
             team: OnceCell::new(),
         })
@@ -291,6 +288,11 @@ impl Transformer {
         Ok(if plain { x } else { x.f_mul_scalar(scale)? })
     }
 
+    /// Whether a run of so many tokens is computed in f32, whatever the weights are kept in.
+    fn widens(&self, tokens: usize) -> bool {
+        self.f32_is_faster && tokens >= WIDEN_FROM
+    }
+
     /// The output matrix as decode steps read it.
     pub(crate) fn output_rows(&self, copy: Copy) -> Result<Rows<'_>> {
         match &self.packed_output {
@@ -337,7 +339,7 @@ impl Transformer {
     /// As [`Self::forward_batch`].
     pub fn forward_embeddings(&self, embeddings: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
         let tokens = usize::try_from(embeddings.size3()?.1).unwrap_or(0);
-        let kind = match tokens >= self.widen_from {
+        let kind = match self.widens(tokens) {
             true => Kind::Float,
             false => self.kind,
         };
@@ -474,7 +476,7 @@ impl Transformer {
     /// The residual stream `x [T, d]` in the dtype that a run of T tokens is computed in.
     pub(crate) fn for_run(&self, x: &Tensor) -> Result<Tensor> {
         let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
-        let wide = tokens >= self.widen_from;
+        let wide = self.widens(tokens);
         in_kind(x, if wide { Kind::Float } else { self.kind })
     }
 

@@ -26,9 +26,9 @@ pub(crate) struct Beams {
 impl Beams {
     /// # Errors
     /// Settings out of range.
-    pub(crate) fn new(params: BeamParams, stops: Vec<String>) -> Result<Self> {
+    pub(crate) fn new(params: BeamParams, max_tokens: usize, stops: Vec<String>) -> Result<Self> {
         Ok(Self {
-            search: Some(BeamSearch::new(params)?),
+            search: Some(BeamSearch::new(params, max_tokens)?),
             stops,
             contexts: Vec::new(),
             shared: 0,

@@ -48,7 +48,7 @@ impl Generating {
             .map_err(|_| Error::Cancelled)?;
         let beams = request
             .beams
-            .map(|params| Beams::new(params, request.stop.clone()));
+            .map(|params| Beams::new(params, request.max_tokens, request.stop.clone()));
         let chosen = Sampler::new(request.sampling)
             .map_err(Error::from)
             .and_then(|sampler| Ok((sampler, beams.transpose()?)));

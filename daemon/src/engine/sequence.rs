@@ -151,9 +151,7 @@ impl Sequence {
             return match (hidden, &mut self.task) {
                 (None, _) => Ok(None),
                 (Some(hidden), Task::Generate(generating)) => {
-                    let logits = model
-                        .decode_logits(&hidden.f_unsqueeze(0)?)?
-                        .f_select(0, 0)?;
+                    let logits = model.decode_logits(&hidden)?;
                     let finish = generating.begin(tokenizer, &logits, kv)?;
                     Ok(finish.map(Outcome::Generated))
                 }

@@ -98,10 +98,7 @@ impl GenerationService {
                 max_tokens: wish.max_tokens.min(room),
                 stop: wish.stop.clone(),
                 top: wish.top,
-                beams: wish.beams.map(|beams| BeamParams {
-                    max_tokens: wish.max_tokens.min(room),
-                    ..beams
-                }),
+                beams: wish.beams,
                 events,
             };
             self.0
@@ -203,7 +200,7 @@ impl Wish {
             tokens => tokens,
         };
         let sampling = sampling(request.sampling)?;
-        let beams = beams(&request, sampling, max_tokens as usize)?;
+        let beams = beams(&request, sampling)?;
         let ask = words::ask(request.prompt)?;
         let wanted = Wanted::new(
             request.mode,
@@ -236,11 +233,7 @@ impl Wish {
 }
 
 /// The beams that a request asks for.
-fn beams(
-    request: &GenerateRequest,
-    sampling: SamplingParams,
-    max_tokens: usize,
-) -> Result<Option<BeamParams>> {
+fn beams(request: &GenerateRequest, sampling: SamplingParams) -> Result<Option<BeamParams>> {
     let penalty = request.length_penalty;
     if request.num_beams > limits::BEAMS {
         let reason = format!("is {}; {} at most", request.num_beams, limits::BEAMS);
@@ -273,7 +266,6 @@ fn beams(
     Ok(Some(BeamParams {
         beams: request.num_beams as usize,
         length_penalty: penalty.unwrap_or(1.0),
-        max_tokens,
     }))
 }
 

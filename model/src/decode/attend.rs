@@ -45,15 +45,23 @@ impl Queries<'_> {
         self.heads / self.kv_heads.max(1)
     }
 
+    /// One token's queries of key-value head `kv_head`, `[group, head_dim]`.
+    fn of_token(&self, token: usize, kv_head: usize, turn: usize) -> &[f32] {
+        let width = self.group() * self.head_dim;
+        let start = turn * self.heads * self.head_dim + kv_head * width;
+        let numbers = self.tokens.get(token);
+        numbers
+            .and_then(|numbers| numbers.get(start..start + width))
+            .unwrap_or_default()
+    }
+
     /// The `index`th query of key-value head `kv_head`, counted token by token.
     fn get(&self, kv_head: usize, index: usize, turn: usize) -> &[f32] {
         let group = self.group().max(1);
-        let head = turn * self.heads + kv_head * group + index % group;
-        let start = head * self.head_dim;
-        let token = self.tokens.get(index / group);
-        token
-            .and_then(|numbers| numbers.get(start..start + self.head_dim))
-            .unwrap_or_default()
+        let mut own = self
+            .of_token(index / group, kv_head, turn)
+            .chunks_exact(self.head_dim.max(1));
+        own.nth(index % group).unwrap_or_default()
     }
 }
 
@@ -225,11 +233,8 @@ impl<E: Numbers> Work for Reading<'_, '_, E> {
         );
         values.resize(block.queries.len() * width, 0.0);
         *weights = match sequence.queries.tokens {
-            [numbers] => {
-                let first =
-                    stretch.turn * sequence.queries.heads + block.kv_head * block.queries.len();
-                let own = first * width..(first + block.queries.len()) * width;
-                let own = numbers.get(own).unwrap_or_default();
+            [_] => {
+                let own = sequence.queries.of_token(0, block.kv_head, stretch.turn);
                 few::read::<V, E>(own, lie, values, width)
             }
             _ => {

@@ -1,24 +1,17 @@
 //! Beam search: contexts that branch, and the likeliest answer as a whole over gRPC.
 
 use crate::daemon::{ask, complete, score, shared};
+use crate::decode::contexts;
 use crate::tiny;
 use crate::transformer::{furthest, ids, serve, variants};
 use addenda_model::{Architecture, SequenceKv, Transformer};
 use addenda_proto::addenda::v1::{FinishReason, GenerateRequest, Sampling};
-use std::rc::Rc;
 use tch::{Kind, Tensor};
 use tonic::Code;
 
 /// A context with a packet between tokens of its own.
 fn context(model: &Transformer) -> SequenceKv {
-    let mut alone = model.new_kv().unwrap();
-    let _ = serve(model, &ids(21, 9), &mut alone);
-    let packet = Rc::new(alone.into_packet().unwrap());
-    let mut kv = model.new_kv().unwrap();
-    let _ = serve(model, &ids(7, 1), &mut kv);
-    kv.attach(packet).unwrap();
-    let _ = serve(model, &ids(5, 2), &mut kv);
-    kv
+    contexts(model).swap_remove(0)
 }
 
 /// Logits `[steps, V]` of some tokens behind a context.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// Contexts of several lengths: own tokens, then a packet in the middle of some, then own tokens.
-fn contexts(model: &Transformer) -> Vec<SequenceKv> {
+pub(crate) fn contexts(model: &Transformer) -> Vec<SequenceKv> {
     let mut alone = model.new_kv().unwrap();
     let _ = serve(model, &ids(21, 9), &mut alone);
     let packet = Rc::new(alone.into_packet().unwrap());

@@ -43,11 +43,7 @@ pub(super) fn read<V: Vector, E: Numbers>(
             *to = totals[lane];
         }
     }
-    let mut weights = Vec::with_capacity(count);
-    for lane in 0..count {
-        weights.push((largest[lane], sums[lane]));
-    }
-    weights
+    largest.into_iter().zip(sums).take(count).collect()
 }
 
 /// The score of each query over each key.
