@@ -53,7 +53,9 @@ struct Seen {
 async fn measure(arguments: &Arguments) -> Result<serde_json::Value> {
     let folder = crate::temporary_folder()?;
     let tokenizer = ModelFiles::open(&crate::resolve(&arguments.model)?)?.tokenizer;
-    let daemon = Daemon::start(&arguments.model, folder.path(), &[]).await?;
+    // Memory is to be that of what runs.
+    let flags = ["--max-prefix-bytes=0".to_owned()];
+    let daemon = Daemon::start(&arguments.model, folder.path(), &flags).await?;
     let (mut greedy, mut beams) = (Vec::new(), Vec::new());
     for run in 0..arguments.runs {
         for (number, (seen, wanted)) in [(&mut greedy, 0), (&mut beams, arguments.beams)]

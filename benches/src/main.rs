@@ -14,6 +14,7 @@ mod perplexity;
 mod prefill;
 mod quality;
 mod random;
+mod shape;
 mod soak;
 mod store;
 mod text;
@@ -47,6 +48,8 @@ enum What {
     Prefill(prefill::Arguments),
     /// The store of packets beside plain files with fsync, in the same run, without a daemon.
     Store(store::Arguments),
+    /// A model of a given shape with random weights, on any device: packets, decoding and loading beside what memory allows.
+    Shape(shape::Arguments),
     /// Mixed traffic for a while: no error, no leak, nothing left running.
     Soak(soak::Arguments),
     /// What packed weights cost: perplexity of a text that is decoded token by token.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         What::Clients(arguments) => clients::run(&arguments),
         What::Beams(arguments) => beams::run(&arguments),
         What::Prefill(arguments) => prefill::run(&arguments),
+        What::Shape(arguments) => shape::run(&arguments),
         What::Soak(arguments) => soak::run(&arguments),
         What::Store(arguments) => store::run(&arguments),
         What::Perplexity(arguments) => perplexity::run(&arguments),

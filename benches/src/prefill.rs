@@ -2,7 +2,6 @@
 //!
 //! Without a daemon, so that the figures stand beside those of libraries that have none.
 
-use std::rc::Rc;
 use std::time::Instant;
 
 use addenda_model::{Packing, SequenceKv, Transformer};
@@ -106,16 +105,13 @@ fn once(model: &Transformer, ids: &[u32], arguments: &Arguments) -> Result<(f64,
     let last = hidden.f_narrow(0, -1, 1)?;
     let first = greedy(&model.decode_logits(&last)?)?;
     let prefill = ids.len() as f64 / started.elapsed().as_secs_f64();
+    // The same prompt, shared; what follows is each sequence's own.
     let mut kvs = vec![kv];
-    let prompt = Rc::new(match kvs.first() {
-        Some(kv) if arguments.batch > 1 => kv.first(ids.len())?,
-        _ => model.new_kv()?.into_packet()?,
-    });
-    for _ in 1..arguments.batch {
-        // The same prompt, shared; what follows is each sequence's own.
-        let mut kv = model.new_kv()?;
-        kv.attach(Rc::clone(&prompt))?;
-        kvs.push(kv);
+    while kvs.len() < arguments.batch
+        && let Some(kv) = kvs.first_mut()
+    {
+        let branch = kv.branch()?;
+        kvs.push(branch);
     }
     let mut next = first.repeat(kvs.len());
     let started = Instant::now();

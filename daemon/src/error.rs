@@ -46,6 +46,16 @@ pub enum Error {
         /// How many may wait.
         capacity: usize,
     },
+    /// A request's own tokens would not fit into the memory for contexts.
+    #[error(
+        "the prompt and answer may take {needed} bytes of KV, and contexts have {budget} in all; ask for fewer tokens, put the text as a document, or raise the setting `max_kv_bytes`"
+    )]
+    TooMuchKv {
+        /// Bytes at most.
+        needed: usize,
+        /// All that there is.
+        budget: usize,
+    },
     /// The caller went away or asked to stop.
     #[error("cancelled by the caller")]
     Cancelled,

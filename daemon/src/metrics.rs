@@ -66,6 +66,8 @@ pub(crate) struct Metrics {
     pub(crate) scrubbed: Counter,
     /// Packets, and ledgers, that the scrub found damaged.
     pub(crate) damaged: Counter,
+    /// Contexts that were given up because memory was short.
+    pub(crate) parked: Counter,
     tokens: Family<Source, Counter>,
     ended: Family<Outcome, Counter>,
     documents: Family<Outcome, Counter>,
@@ -124,6 +126,10 @@ impl Metrics {
             "damaged",
             "Packets and ledgers that the scrub found damaged",
         );
+        let parked = counter(
+            "parked_sequences",
+            "Contexts of sequences that were given up because memory was short, to be computed anew",
+        );
         let documents = Family::<Outcome, Counter>::default();
         let help =
             "Documents of contexts that packets serve, by whether they were there or what differed";
@@ -140,7 +146,7 @@ impl Metrics {
         let waiting = gauge("waiting_requests", "Requests that wait for the engine");
         let kv_bytes = gauge(
             "kv_bytes",
-            "KV memory of running sequences, packets not counted",
+            "KV memory of running sequences and kept beginnings, packets not counted",
         );
         let facts = gauge("active_facts", "Facts in the served weights");
         let store_bytes = gauge("store_bytes", "Bytes of packets on disk");
@@ -160,6 +166,7 @@ impl Metrics {
             edit,
             scrubbed,
             damaged,
+            parked,
             tokens,
             ended,
             documents,

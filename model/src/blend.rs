@@ -12,6 +12,7 @@
 
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
+use crate::layers::attention::Run;
 use crate::packet::PacketKv;
 use crate::tensor::{NoGrad, ids as id_tensor, int};
 use crate::transformer::Transformer;
@@ -153,7 +154,7 @@ impl Blending {
     }
 
     /// Position of the first token, all checks passed.
-    fn begin(&mut self, model: &Transformer, kv: &SequenceKv) -> Result<usize> {
+    fn begin(&mut self, model: &Transformer, kv: &mut SequenceKv) -> Result<usize> {
         if let Some(at) = self.at {
             if kv.len() != at && !matches!(self.stage, Stage::Done) {
                 return Err(Error::Invalid(
@@ -172,7 +173,7 @@ impl Blending {
             kv.check_packet(shape, &(0..shape.tokens))?;
         }
         model.check_ids(&self.ids)?;
-        kv.check_room(self.ids.len())?;
+        kv.make_room(self.ids.len())?;
         self.at = Some(kv.len());
         if self.ids.is_empty() {
             self.stage = Stage::Done;
@@ -195,9 +196,12 @@ impl Blending {
         let angles = model
             .rope(block)
             .run(at + run.start, run.len(), &kv.anchors())?;
-        let mut layer = kv.layer(0, run.start)?;
-        layer.reserve(self.ids.len() - run.start)?;
-        self.rows.push(block.forward(&x, &angles, &mut layer)?);
+        let mut runs = [Run {
+            tokens: run.len(),
+            angles: &angles,
+            kv: kv.layer(0, run.start)?,
+        }];
+        self.rows.push(block.forward(&x, &mut runs)?);
         self.done = run.end;
         if self.done == self.ids.len() {
             self.stage = Stage::Score(self.collect()?);
@@ -235,7 +239,6 @@ impl Blending {
             deviation.push(apart);
         }
         let mut layer = kv.layer(SCORED, run.start)?;
-        layer.reserve(self.ids.len() - run.start)?;
         layer.append(&keys, &values)?;
         self.rows.push(Tensor::f_cat(&deviation, 0)?);
         self.done = run.end;
@@ -285,7 +288,6 @@ impl Blending {
             let start = document.tokens.start;
             let (keys, values) = document.placed(model, index, &document.tokens, at)?;
             let mut layer = kv.layer(index, start)?;
-            layer.reserve(self.ids.len() - start)?;
             layer.append(&keys, &values)?;
         }
         Ok(())

@@ -112,23 +112,11 @@ impl Transformer {
     /// # Errors
     /// An unknown id, not one id a sequence, a context grown too long, or libtorch's.
     pub fn decode(&self, ids: &[u32], kvs: &mut [&mut SequenceKv]) -> Result<Tensor> {
-        let _guard = NoGrad::new();
-        if ids.is_empty() || ids.len() != kvs.len() {
-            return Err(Error::Invalid(format!(
-                "{} tokens for {} sequences",
-                ids.len(),
-                kvs.len()
-            )));
-        }
-        self.check_ids(ids)?;
-        for kv in &*kvs {
-            kv.check_room(1)?;
-        }
         if self.device != Device::Cpu {
-            let each = ids.iter().zip(kvs);
-            let each = each.map(|(id, kv)| self.forward(Input::Ids(&[*id]), kv));
-            return Ok(Tensor::f_cat(&each.collect::<Result<Vec<_>>>()?, 0)?);
+            return self.forward_each(ids, kvs);
         }
+        let _guard = NoGrad::new();
+        self.check_each(ids, kvs)?;
         let ids: Vec<&[u32]> = ids.chunks(1).collect();
         self.step(&ids, kvs, Copy::Packed)
     }
@@ -177,6 +165,9 @@ impl Transformer {
         kvs: &mut [&mut SequenceKv],
         copy: Copy,
     ) -> Result<Tensor> {
+        for (ids, kv) in ids.iter().zip(&mut *kvs) {
+            kv.make_room(ids.len())?;
+        }
         let hidden = match self.kind {
             Kind::Float => self.step_in::<f32>(ids, kvs, copy)?,
             Kind::BFloat16 => self.step_in::<bf16>(ids, kvs, copy)?,
@@ -205,8 +196,8 @@ impl Transformer {
         let runs = ids.iter().zip(&*kvs);
         let runs: Vec<Run> = runs.map(|(ids, kv)| self.run_of(ids.len(), kv)).collect();
         let mut memories: Vec<Vec<Memory<'_, E>>> = layers.iter().map(|_| Vec::new()).collect();
-        for (ids, kv) in ids.iter().zip(kvs) {
-            for (layer, memory) in memories.iter_mut().zip(kv.memories::<E>(ids.len())?) {
+        for kv in kvs {
+            for (layer, memory) in memories.iter_mut().zip(kv.memories::<E>()) {
                 layer.push(memory?);
             }
         }
@@ -243,7 +234,7 @@ impl Transformer {
         let (turns, local_turns) = turns.unzip();
         Run {
             position: kv.len(),
-            row: kv.own_tokens(),
+            row: kv.tail_rows(),
             lies: kv.lies_with(tokens),
             turns,
             local_turns,

@@ -4,10 +4,12 @@
 //! [`SequenceKv`](crate::SequenceKv)'s to know.
 
 use crate::error::Result;
-use crate::kv::Span;
+use crate::kv::{KvBlock, SequenceKv, Span, rows};
 use crate::layers::part::Part;
+use crate::packet::Plane;
 use crate::tensor::int;
 use std::ops::Range;
+use std::rc::Rc;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Tokens `start .. start + tokens` of `t [kv_heads, n, head_dim]`, as a view.
@@ -29,6 +31,8 @@ pub(crate) struct Tail {
 pub(crate) struct LayerKv<'a> {
     pub(crate) index: usize,
     pub(crate) tail: &'a mut Tail,
+    /// The sequence's own tokens before the tail.
+    pub(crate) blocks: &'a [Rc<KvBlock>],
     pub(crate) spans: &'a [Span],
     /// Tokens of the tail before this run.
     pub(crate) own: usize,
@@ -88,11 +92,9 @@ impl LayerKv<'_> {
         Ok(packets)
     }
 
-    /// Writes the run's keys and values `[kv_heads, T, head_dim]` behind the tail.
+    /// Writes the run's keys and values `[kv_heads, T, head_dim]` behind the tail, where room was made.
     pub(crate) fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let tokens = keys.size3()?.1;
-        self.tail
-            .reserve(int(self.own) + tokens, int(self.own), self.device)?;
         self.tail
             .keys
             .f_narrow(1, int(self.own), tokens)?
@@ -103,12 +105,6 @@ impl LayerKv<'_> {
             .f_copy_(values)?;
         self.own += usize::try_from(tokens).unwrap_or(0);
         Ok(())
-    }
-
-    /// Makes room for `tokens` behind the tail.
-    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
-        let wanted = int(self.own + tokens);
-        self.tail.reserve(wanted, int(self.own), self.device)
     }
 
     /// Writes keys and values `[kv_heads, n, head_dim]` in the place of those that lie behind the
@@ -136,26 +132,24 @@ impl LayerKv<'_> {
         })
     }
 
-    /// The whole tail, what was just appended included.
-    pub(crate) fn tail(&self) -> Result<(Tensor, Tensor)> {
-        Ok((
-            cut(&self.tail.keys, 0, self.own)?,
-            cut(&self.tail.values, 0, self.own)?,
-        ))
+    /// All of the sequence's own tokens, what was just appended included.
+    pub(crate) fn own(&self) -> Result<(Tensor, Tensor)> {
+        self.rows(0, self.sealed() + self.own)
     }
 
-    /// The tail before this run: in one piece, or, where positions matter, one piece for each
-    /// stretch between packets.
-    pub(crate) fn tail_before(&self, by_position: bool, run: usize) -> Result<Vec<LayerSpan>> {
+    /// The sequence's own tokens before this run: in one piece, or, where positions matter, one piece for
+    /// each stretch between packets.
+    pub(crate) fn own_before(&self, by_position: bool, run: usize) -> Result<Vec<LayerSpan>> {
         let piece = |at: usize, start: usize, tokens: usize| -> Result<LayerSpan> {
+            let (keys, values) = self.rows(start, tokens)?;
             Ok(LayerSpan {
-                keys: cut(&self.tail.keys, start, tokens)?,
-                values: cut(&self.tail.values, start, tokens)?,
+                keys,
+                values,
                 at,
                 tokens,
             })
         };
-        let before = self.own - run;
+        let before = self.sealed() + self.own - run;
         if !by_position {
             return if before == 0 {
                 Ok(Vec::new())
@@ -164,7 +158,7 @@ impl LayerKv<'_> {
             };
         }
         let stretches = self.spans.iter().filter_map(|span| match span {
-            Span::Tail { at, start, tokens } => Some((*at, *start, *tokens)),
+            Span::Own { at, start, tokens } => Some((*at, *start, *tokens)),
             Span::Packet { .. } => None,
         });
         let done = (self.at - self.done, before - self.done, self.done);
@@ -172,6 +166,15 @@ impl LayerKv<'_> {
         stretches
             .map(|(at, start, tokens)| piece(at, start, tokens))
             .collect()
+    }
+
+    fn rows(&self, start: usize, tokens: usize) -> Result<(Tensor, Tensor)> {
+        rows(self.blocks, (self.tail, self.index), start, tokens)
+    }
+
+    /// Own tokens before the tail.
+    fn sealed(&self) -> usize {
+        self.blocks.len() * SequenceKv::BLOCK
     }
 }
 
@@ -184,26 +187,37 @@ impl Tail {
         })
     }
 
-    /// Elements that memory is held for.
-    pub(crate) fn elements(&self) -> usize {
-        self.keys.numel() + self.values.numel()
+    pub(crate) fn into_plane(self) -> Plane {
+        Plane {
+            keys: self.keys,
+            values: self.values,
+        }
     }
 
-    /// Makes room for `wanted` tokens. Grows by doubling, so that a token costs one copy of
-    /// itself on average, however long the sequence becomes.
-    pub(crate) fn reserve(&mut self, wanted: i64, filled: i64, device: Device) -> Result<()> {
-        let (kv_heads, capacity, head_dim) = self.keys.size3()?;
-        if wanted <= capacity {
-            return Ok(());
-        }
-        let capacity = wanted.max(2 * capacity).max(64);
-        let grow = |old: &Tensor| -> Result<Tensor> {
-            let new = Tensor::f_empty([kv_heads, capacity, head_dim], (old.kind(), device))?;
-            new.f_narrow(1, 0, filled)?
-                .f_copy_(&old.f_narrow(1, 0, filled)?)?;
+    /// Tokens that there is memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.keys
+            .size3()
+            .map_or(0, |(_, rows, _)| usize::try_from(rows).unwrap_or(0))
+    }
+
+    /// The same `rows` in memory for `capacity` of them.
+    pub(crate) fn grown(&self, rows: usize, capacity: usize) -> Result<Self> {
+        self.rest(0, rows, capacity)
+    }
+
+    /// `rows` from row `from` on in memory of their own, for `capacity` of them at least.
+    pub(crate) fn rest(&self, from: usize, rows: usize, capacity: usize) -> Result<Self> {
+        let copy = |old: &Tensor| -> Result<Tensor> {
+            let (kv_heads, _, head_dim) = old.size3()?;
+            let shape = [kv_heads, int(capacity.max(rows)), head_dim];
+            let new = Tensor::f_empty(shape, (old.kind(), old.device()))?;
+            cut(&new, 0, rows)?.f_copy_(&cut(old, from, rows)?)?;
             Ok(new)
         };
-        (self.keys, self.values) = (grow(&self.keys)?, grow(&self.values)?);
-        Ok(())
+        Ok(Self {
+            keys: copy(&self.keys)?,
+            values: copy(&self.values)?,
+        })
     }
 }

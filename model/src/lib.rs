@@ -39,7 +39,7 @@ pub use config::{Activation, Architecture, ModelConfig, RopeScaling};
 pub use decode::Packing;
 pub use ends::Beginnings;
 pub use error::{Error, Result};
-pub use kv::SequenceKv;
+pub use kv::{KvBlock, SequenceKv};
 pub use model_files::ModelFiles;
 pub use packet::{PacketKv, PacketShape};
 pub use revision::revision;

@@ -22,7 +22,7 @@ impl Transformer {
         let _guard = NoGrad::new();
         let at = kv.len();
         kv.check_packet(packet.shape(), &(0..tokens))?;
-        kv.check_room(tokens)?;
+        kv.make_room(tokens)?;
         for layer in 0..self.blocks.len() {
             let (keys, values) = self.placed(packet, layer, 0..tokens, at)?;
             kv.layer(layer, 0)?.append(&keys, &values)?;

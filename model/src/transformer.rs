@@ -9,12 +9,13 @@
 use crate::config::{ModelConfig, RopeScaling};
 use crate::decode::{Copy, Packed, Packing, Rows, Team, Turn, packed, rows_of};
 use crate::error::{Error, Result};
-use crate::kv::SequenceKv;
+use crate::kv::{Held, SequenceKv};
+use crate::layers::attention::Run;
 use crate::layers::block::Block;
 use crate::layers::norm::RmsNorm;
-use crate::layers::rope::Rope;
+use crate::layers::rope::{Rope, RunAngles};
 use crate::taps::{Overlay, Pass};
-use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
+use crate::tensor::{NoGrad, element_size, ids as id_tensor, in_kind, int, multiplies_f32_faster};
 use crate::weights::Weights;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -53,6 +54,7 @@ pub struct Transformer {
     packed_output: Option<Packed>,
     /// The threads of decode steps, started at the first.
     pub(crate) team: OnceCell<Team>,
+    held: Held,
 }
 
 impl Transformer {
@@ -102,6 +104,7 @@ impl Transformer {
             f32_is_faster: multiplies_f32_faster(device),
             packed_output: None,
             team: OnceCell::new(),
+            held: Held::default(),
         })
     }
 
@@ -137,6 +140,7 @@ impl Transformer {
             f32_is_faster: self.f32_is_faster,
             packed_output: None,
             team: OnceCell::new(),
+            held: Held::default(),
         })
     }
 
@@ -218,7 +222,30 @@ impl Transformer {
     /// # Errors
     /// libtorch's.
     pub fn new_kv(&self) -> Result<SequenceKv> {
-        SequenceKv::new(&self.config, self.kind, self.device)
+        SequenceKv::new(&self.config, (self.kind, self.device), &self.held)
+    }
+
+    /// The same for a context that is to become a packet: its memory is not among [`Self::kv_bytes`].
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn isolated_kv(&self) -> Result<SequenceKv> {
+        SequenceKv::new(&self.config, (self.kind, self.device), &Held::default())
+    }
+
+    /// Bytes of KV of one token.
+    #[must_use]
+    pub fn kv_token_bytes(&self) -> usize {
+        let config = &self.config;
+        let element = element_size(self.kind).unwrap_or(0);
+        2 * config.num_layers * config.num_kv_heads * config.head_dim * element
+    }
+
+    /// Bytes of memory that all contexts of this model hold, with the blocks that they share; packets are not
+    /// counted.
+    #[must_use]
+    pub fn kv_bytes(&self) -> usize {
+        self.held.bytes()
     }
 
     /// Appends T tokens to one sequence, at positions `kv.len() ..`, and returns their hidden
@@ -232,10 +259,9 @@ impl Transformer {
             && self.device == Device::Cpu
         {
             self.check_ids(&[*id])?;
-            kv.check_room(1)?;
             return self.step(&[&[*id]], &mut [kv], Copy::Loaded);
         }
-        let mut x = match input {
+        let x = match input {
             Input::Ids(ids) => {
                 self.check_ids(ids)?;
                 self.embed(&id_tensor(ids, self.device)?)?
@@ -246,20 +272,67 @@ impl Transformer {
         if tokens == 0 {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
-        kv.check_room(tokens)?;
-        x = self.for_run(&x)?;
-        let anchors = kv.anchors();
-        let angles = self.rope.run(kv.len(), tokens, &anchors)?;
-        let local = match &self.local_rope {
-            Some(rope) => Some(rope.run(kv.len(), tokens, &anchors)?),
-            None => None,
+        kv.make_room(tokens)?;
+        self.through(x, &mut [kv])
+    }
+
+    /// Appends one token to each of several sequences by libtorch, as devices other than the CPU decode, and
+    /// returns their hidden states after the last norm, `[sequences, d]`. No gradients. On an error every context
+    /// is as before.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn forward_each(&self, ids: &[u32], kvs: &mut [&mut SequenceKv]) -> Result<Tensor> {
+        let _guard = NoGrad::new();
+        self.check_each(ids, kvs)?;
+        for kv in &mut *kvs {
+            kv.make_room(1)?;
+        }
+        let x = self.embed(&id_tensor(ids, self.device)?)?;
+        self.through(x, kvs)
+    }
+
+    /// Fails unless each of these tokens can follow on its sequence.
+    pub(crate) fn check_each(&self, ids: &[u32], kvs: &[&mut SequenceKv]) -> Result<()> {
+        if ids.is_empty() || ids.len() != kvs.len() {
+            return Err(Error::Invalid(format!(
+                "{} tokens for {} sequences",
+                ids.len(),
+                kvs.len()
+            )));
+        }
+        self.check_ids(ids)?;
+        kvs.iter().try_for_each(|kv| kv.check_room(1))
+    }
+
+    /// Embeddings `x [T, d]` of the next tokens, as many of each sequence, through all layers and the last norm.
+    /// Room was made for them.
+    fn through(&self, x: Tensor, kvs: &mut [&mut SequenceKv]) -> Result<Tensor> {
+        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0) / kvs.len().max(1);
+        let mut x = self.for_run(&x)?;
+        let all_angles = |rope: &Rope| -> Result<Vec<RunAngles>> {
+            let each = kvs.iter();
+            each.map(|kv| rope.run(kv.len(), tokens, &kv.anchors()))
+                .collect()
         };
+        let angles = all_angles(&self.rope)?;
+        let local = self.local_rope.as_ref().map(all_angles).transpose()?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let local = local.as_ref().filter(|_| block.window().is_some());
             let angles = local.unwrap_or(&angles);
-            x = block.forward(&x, angles, &mut kv.layer(layer, 0)?)?;
+            let runs = kvs.iter_mut().zip(angles).map(|(kv, angles)| {
+                Ok(Run {
+                    tokens,
+                    angles,
+                    kv: kv.layer(layer, 0)?,
+                })
+            });
+            let mut runs = runs.collect::<Result<Vec<_>>>()?;
+            x = block.forward(&x, &mut runs)?;
         }
-        kv.advance(tokens);
+        for kv in kvs {
+            kv.advance(tokens);
+        }
         in_kind(&self.norm.forward(&x)?, self.kind)
     }
 

@@ -4,7 +4,7 @@
 //! turns with packets, so that both meet the same disk in the same minute; figures of two runs on a
 //! shared machine can't be compared. Bodies are random, so nothing on the way compresses them.
 
-mod packet;
+pub(crate) mod packet;
 mod space;
 mod speed;
 

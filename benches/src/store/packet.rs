@@ -25,7 +25,17 @@ pub(crate) struct Sample {
 impl Sample {
     /// The packet of this number, of a document where `document` names one.
     pub(crate) fn new(number: u32, document: &str, length: usize) -> Self {
-        let token_ids: Vec<u32> = (0..128).map(|at| at ^ number).collect();
+        let mut body = vec![0; length];
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&number.to_le_bytes());
+        hasher.finalize_xof().fill(&mut body);
+        Self::of(number, document, (MEBIBYTE, body))
+    }
+
+    /// The same with a body that is KV of this shape.
+    pub(crate) fn of(number: u32, document: &str, (shape, body): (PacketShape, Vec<u8>)) -> Self {
+        let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let token_ids: Vec<u32> = (0..count(shape.tokens)).map(|at| at ^ number).collect();
         let key = PacketKey::derive(&KeyFields {
             revision: &[1; 32],
             tokenizer: &[2; 32],
@@ -43,18 +53,14 @@ impl Sample {
             revision: [1; 32],
             tokenizer: [2; 32],
             adapter: [0; 32],
-            tokens: 128,
+            tokens: count(shape.tokens),
             dtype: "bf16".to_owned(),
             rope: "theta=10000.0".to_owned(),
-            layers: 16,
-            kv_heads: 2,
-            head_dim: 64,
+            layers: count(shape.layers),
+            kv_heads: count(shape.kv_heads),
+            head_dim: count(shape.head_dim),
             created_at_ms: 1,
         };
-        let mut body = vec![0; length];
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&number.to_le_bytes());
-        hasher.finalize_xof().fill(&mut body);
         Self {
             header,
             token_ids,

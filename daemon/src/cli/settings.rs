@@ -108,7 +108,10 @@ pub(crate) struct ServerArgs {
     /// Memory for packets that are kept mapped beside those in use [default: 2 GiB]
     #[arg(long, value_name = "BYTES")]
     max_mapped_bytes: Option<String>,
-    /// Memory for the beginnings of contexts that are kept for the next request [default: 512 MiB]
+    /// Memory for the contexts of running requests, kept beginnings included [default: 4 GiB]
+    #[arg(long, value_name = "BYTES")]
+    max_kv_bytes: Option<String>,
+    /// Of it, at most, for beginnings of contexts that are kept for the next request [default: 512 MiB]
     #[arg(long, value_name = "BYTES")]
     max_prefix_bytes: Option<String>,
     /// How fast stored packets are read once a day to find what decays on disk; 0 never [default: 4 MiB]
@@ -142,6 +145,7 @@ impl ServerArgs {
             ("max_namespace_bytes", &self.max_namespace_bytes),
             ("min_free_bytes", &self.min_free_bytes),
             ("max_mapped_bytes", &self.max_mapped_bytes),
+            ("max_kv_bytes", &self.max_kv_bytes),
             ("max_prefix_bytes", &self.max_prefix_bytes),
             ("scrub_bytes_per_second", &self.scrub_bytes_per_second),
             ("log", &self.log),

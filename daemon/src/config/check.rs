@@ -59,6 +59,7 @@ impl Merged {
             max_namespace_bytes: self.parse("max_namespace_bytes", parse_bytes)?,
             min_free_bytes: self.parse("min_free_bytes", parse_bytes)?,
             max_mapped_bytes: self.parse("max_mapped_bytes", parse_bytes)?,
+            max_kv_bytes: self.parse("max_kv_bytes", parse_bytes)?,
             max_prefix_bytes: self.parse("max_prefix_bytes", parse_bytes)?,
             scrub_bytes_per_second: self.parse("scrub_bytes_per_second", parse_bytes)?,
             log: self.parse("log", |text| {
@@ -177,6 +178,7 @@ impl Merged {
                     "max_namespace_bytes" => format_exactly(config.max_namespace_bytes),
                     "min_free_bytes" => format_exactly(config.min_free_bytes),
                     "max_mapped_bytes" => format_exactly(config.max_mapped_bytes),
+                    "max_kv_bytes" => format_exactly(config.max_kv_bytes),
                     "max_prefix_bytes" => format_exactly(config.max_prefix_bytes),
                     "scrub_bytes_per_second" => format_exactly(config.scrub_bytes_per_second),
                     _ => text.clone(),

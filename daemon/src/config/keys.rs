@@ -196,10 +196,16 @@ pub const KEYS: &[Key] = &[
         "memory for packets that are kept mapped beside those in use",
     ),
     key(
+        "max_kv_bytes",
+        KeyKind::Bytes,
+        Some("4 GiB"),
+        "memory for the contexts of running requests, kept beginnings included; packets are not counted",
+    ),
+    key(
         "max_prefix_bytes",
         KeyKind::Bytes,
         Some("512 MiB"),
-        "memory for the beginnings of contexts that are kept for the next request",
+        "of it, at most, for beginnings of contexts that are kept for the next request",
     ),
     key(
         "scrub_bytes_per_second",

@@ -72,6 +72,8 @@ pub struct Config {
     pub min_free_bytes: u64,
     /// Bytes of packets that the engine keeps mapped beside those in use.
     pub max_mapped_bytes: u64,
+    /// Bytes of KV that running requests and kept beginnings have together at most.
+    pub max_kv_bytes: u64,
     /// Bytes of KV that the engine keeps of the beginnings of contexts.
     pub max_prefix_bytes: u64,
     /// Bytes of stored packets that the scrub reads in a second; 0: there is no scrub.

@@ -12,13 +12,13 @@ use crate::error::Result;
 
 /// A search, and after it what it found.
 pub(crate) struct Beams {
+    params: BeamParams,
+    max_tokens: usize,
     /// None once it is over.
     search: Option<BeamSearch>,
     stops: Vec<String>,
     /// Of each live beam.
     contexts: Vec<SequenceKv>,
-    /// Bytes of the prompt's own tokens, which all contexts share.
-    shared: usize,
     found: VecDeque<Sampled>,
     begun: bool,
 }
@@ -28,10 +28,11 @@ impl Beams {
     /// Settings out of range.
     pub(crate) fn new(params: BeamParams, max_tokens: usize, stops: Vec<String>) -> Result<Self> {
         Ok(Self {
+            params,
+            max_tokens,
             search: Some(BeamSearch::new(params, max_tokens)?),
             stops,
             contexts: Vec::new(),
-            shared: 0,
             found: VecDeque::new(),
             begun: false,
         })
@@ -52,7 +53,6 @@ impl Beams {
         prompt: &mut SequenceKv,
     ) -> Result<()> {
         self.begun = true;
-        self.shared = prompt.freeze()?;
         self.contexts = vec![prompt.branch()?];
         self.step(tokenizer, &logits.f_unsqueeze(0)?)
     }
@@ -90,7 +90,7 @@ impl Beams {
             let lost = || Error::Invalid("a beam has no context".to_owned());
             let context = before.get_mut(*parent).ok_or_else(lost)?;
             self.contexts.push(match later.contains(parent) {
-                true => context.as_ref().ok_or_else(lost)?.branch()?,
+                true => context.as_mut().ok_or_else(lost)?.branch()?,
                 false => context.take().ok_or_else(lost)?,
             });
             rest = later;
@@ -110,8 +110,29 @@ impl Beams {
         self.found.pop_front()
     }
 
-    /// Bytes of all contexts.
-    pub(crate) fn bytes(&self) -> usize {
-        self.shared + self.contexts.iter().map(SequenceKv::bytes).sum::<usize>()
+    /// Lets go of its contexts: searches from the beginning, unless it is over. Nothing of it was reported yet, and
+    /// it finds the same again.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.contexts.clear();
+        if self.search.is_some() {
+            self.search = Some(BeamSearch::new(self.params, self.max_tokens)?);
+            self.begun = false;
+        }
+        Ok(())
+    }
+
+    /// Bytes that its next step needs at most, with the copies of contexts that branch.
+    pub(crate) fn needs(&self) -> usize {
+        let each = self.contexts.iter();
+        each.map(|context| context.growth(1) + context.tail_bytes())
+            .sum()
+    }
+
+    /// Contexts that it may have beside each other, each with a tail of its own.
+    pub(crate) fn width(&self) -> usize {
+        self.params.beams
     }
 }

@@ -30,7 +30,7 @@ impl Building {
         model: &Transformer,
         under: Under,
     ) -> Option<Self> {
-        match model.new_kv() {
+        match model.isolated_kv() {
             Ok(kv) => Some(Self {
                 ticket,
                 ids: request.ids,
@@ -96,7 +96,7 @@ impl Building {
     pub(crate) fn weights_changed(&mut self, under: Under, model: &Transformer) -> Result<()> {
         let origin = under.origin(self.form);
         if origin != self.origin {
-            self.kv = model.new_kv()?;
+            self.kv = model.isolated_kv()?;
             self.done = 0;
             self.origin = origin;
         }

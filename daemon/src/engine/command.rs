@@ -117,7 +117,7 @@ pub(crate) struct Blend {
 }
 
 impl Segment {
-    fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         match self {
             Self::Tokens(ids) => ids.len(),
             Self::Packet(packet) => packet.tokens(),
@@ -154,21 +154,35 @@ pub(crate) struct Prompt {
     pub(crate) segments: Vec<Segment>,
     /// All token ids, those of packets included, in order.
     pub(crate) ids: Vec<u32>,
-    /// The namespace within which the KV of its beginning is kept for others, and taken from them;
-    /// none: everything is computed, and nothing is kept.
-    pub(crate) shared_in: Option<String>,
+    /// Whose it is.
+    pub(crate) namespace: String,
+    /// Whether the KV of its beginning is kept for others of the namespace, and taken from them; if not,
+    /// everything is computed, and nothing is kept.
+    pub(crate) shares: bool,
 }
 
 impl Prompt {
     /// Keeps nothing of it for others where a text that is no more stands in it.
     pub(crate) fn forget(&mut self, forget: &Forget) {
-        let is_in = |namespace: &mut String| forget.is_in(namespace, &self.ids);
-        drop(self.shared_in.take_if(is_in));
+        self.shares &= !forget.is_in(&self.namespace, &self.ids);
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Tokens of the context, soft ones included.
     pub(crate) fn tokens(&self) -> usize {
         self.segments.iter().map(Segment::tokens).sum()
+    }
+
+    /// Tokens whose KV is the context's own, computed or copied.
+    pub(crate) fn own_tokens(&self) -> usize {
+        let own = |segment: &Segment| match segment {
+            Segment::Tokens(_) | Segment::Blend(_) => segment.tokens(),
+            Segment::Packet(_) | Segment::Rest(..) => 0,
+        };
+        self.segments.iter().map(own).sum()
     }
 
     /// Tokens that come from packets.
@@ -429,6 +443,16 @@ impl Command {
     }
 
     /// The prompt of a request that becomes a sequence.
+    pub(crate) fn prompt(&self) -> Option<&Prompt> {
+        match self {
+            Self::Generate(generate) => Some(&generate.prompt),
+            Self::Score(score) => Some(&score.prompt),
+            Self::Trace(trace) => Some(&trace.prompt),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
     pub(crate) fn prompt_mut(&mut self) -> Option<&mut Prompt> {
         match self {
             Self::Generate(generate) => Some(&mut generate.prompt),

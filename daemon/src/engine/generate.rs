@@ -113,9 +113,32 @@ impl Generating {
         }
     }
 
-    /// Bytes of contexts beside the sequence's own.
-    pub(crate) fn kv_bytes(&self) -> usize {
-        self.beams.as_ref().map_or(0, Beams::bytes)
+    /// Lets go of what was computed behind the prompt. Gives the tokens from which it goes on when they are in a
+    /// context again, with whether there is anything to compute at all.
+    ///
+    /// # Errors
+    /// The beams'.
+    pub(crate) fn restart(&mut self) -> Result<(&[u32], bool)> {
+        if let Some(beams) = &mut self.beams {
+            beams.restart()?;
+            return Ok((&[], !beams.has_begun()));
+        }
+        // The last one is what goes on.
+        let before = self.said.len().saturating_sub(1);
+        Ok((self.said.get(..before).unwrap_or_default(), true))
+    }
+
+    /// Bytes that its next step needs at most beside what is held, behind the prompt in `kv`.
+    pub(crate) fn needs(&self, kv: &SequenceKv) -> usize {
+        self.beams
+            .as_ref()
+            .map_or_else(|| kv.growth(1), Beams::needs)
+    }
+
+    /// Tokens that its context may still grow by, those of all beams together.
+    pub(crate) fn growth(&self) -> usize {
+        let each = self.max_tokens.saturating_sub(self.said.len());
+        each.saturating_mul(self.beams.as_ref().map_or(1, Beams::width))
     }
 
     /// The tokens from which the next ones are computed, each with its context: `kv`, or those of beams.

@@ -14,6 +14,7 @@ pub(crate) mod load;
 pub(crate) mod prefill;
 pub(crate) mod prefix;
 pub(crate) mod queue;
+mod room;
 pub(crate) mod scheduler;
 pub(crate) mod score;
 pub(crate) mod sequence;
@@ -111,6 +112,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         };
         let chunk = setup.config.prefill_chunk;
         let (mapped, kept) = (setup.config.max_mapped_bytes, setup.config.max_prefix_bytes);
+        let kv_budget = usize::try_from(setup.config.max_kv_bytes).unwrap_or(usize::MAX);
         let (bench, loaded) = match scheduler::guard(|| load::load(&setup)) {
             Ok(done) => done,
             Err(error) => {
@@ -135,7 +137,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             abort,
             metrics,
         };
-        let mut floor = Floor::new(outside, tokenizer, (shelf, prefixes), chunk);
+        let mut floor = Floor::new(outside, tokenizer, (shelf, prefixes), (chunk, kv_budget));
         if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
             drop(tell.send(Err(error)));
             return;

@@ -12,9 +12,6 @@ use crate::engine::prefix::Prefixes;
 use crate::error::{Error, Result};
 use crate::packets::Shelf;
 
-/// A kept beginning of so many tokens is copied; a longer one is read where it lies.
-const COPIED_TOKENS: usize = 256;
-
 /// A prompt on its way into a context.
 pub(crate) struct Prefill {
     prompt: Prompt,
@@ -24,6 +21,8 @@ pub(crate) struct Prefill {
     blending: Option<Blending>,
     /// Tokens whose KV was kept from an earlier request; none until that was looked for.
     reused: Option<usize>,
+    /// Tokens of the answer that were computed before the context was given up.
+    answered: Vec<u32>,
 }
 
 impl Prefill {
@@ -34,6 +33,7 @@ impl Prefill {
             token: 0,
             blending: None,
             reused: None,
+            answered: Vec::new(),
         }
     }
 
@@ -50,8 +50,9 @@ impl Prefill {
         self.reused.unwrap_or(0)
     }
 
-    /// Begins again, for an empty context.
-    pub(crate) fn restart(&mut self) {
+    /// Begins again, for an empty context, with the tokens `answered` behind the prompt.
+    pub(crate) fn restart(&mut self, answered: &[u32]) {
+        self.answered = answered.to_vec();
         self.segment = 0;
         self.token = 0;
         self.blending = None;
@@ -64,7 +65,6 @@ impl Prefill {
     /// The model's.
     pub(crate) fn begin(
         &mut self,
-        model: &Transformer,
         prefixes: &mut Prefixes,
         revision: Digest,
         kv: &mut SequenceKv,
@@ -73,23 +73,19 @@ impl Prefill {
             return Ok(());
         }
         self.reused = Some(0);
-        let (Some(Segment::Tokens(ids)), Some(namespace)) =
-            (self.prompt.segments.first(), &self.prompt.shared_in)
+        let (Some(Segment::Tokens(ids)), true) = (self.prompt.segments.first(), self.prompt.shares)
         else {
             return Ok(());
         };
+        let namespace = &self.prompt.namespace;
         // The prompt's last token is computed in any case: what follows it is wanted.
         let last = self.prompt.segments.len() == 1;
         let most = ids.len() - usize::from(last && !ids.is_empty());
         let ids = ids.get(..most).unwrap_or_default();
-        let Some((kept, tokens)) = prefixes.find(namespace, revision, (ids, !last)) else {
+        let Some((blocks, tokens)) = prefixes.find(namespace, revision, (ids, !last)) else {
             return Ok(());
         };
-        if tokens <= COPIED_TOKENS {
-            model.attach_copy(&kept, tokens, kv)?;
-        } else {
-            kv.attach_part(kept, 0..tokens)?;
-        }
+        kv.begin_with(&blocks, tokens)?;
         self.token = tokens;
         self.reused = Some(tokens);
         Ok(())
@@ -104,19 +100,37 @@ impl Prefill {
         &self,
         prefixes: &mut Prefixes,
         revision: Digest,
-        (kv, answered): (&SequenceKv, &[u32]),
+        (kv, answered): (&mut SequenceKv, &[u32]),
     ) -> Result<()> {
-        match (&self.prompt.segments[..], &self.prompt.shared_in) {
-            ([Segment::Tokens(ids)], Some(namespace)) => {
+        let namespace = &self.prompt.namespace;
+        match (&self.prompt.segments[..], self.prompt.shares) {
+            ([Segment::Tokens(ids)], true) => {
                 let mut ids = [&ids[..], answered].concat();
                 ids.truncate(kv.len());
                 prefixes.keep(namespace, revision, &ids, kv)
             }
-            ([Segment::Tokens(ids), ..], Some(namespace)) => {
-                prefixes.keep(namespace, revision, ids, kv)
-            }
+            ([Segment::Tokens(ids), ..], true) => prefixes.keep(namespace, revision, ids, kv),
             _ => Ok(()),
         }
+    }
+
+    /// Tokens that it computes at its next step, at most, with such a `chunk`.
+    pub(crate) fn next(&self, chunk: usize) -> usize {
+        let left = |ids: &[u32]| ids.len().saturating_sub(self.token).min(chunk.max(1));
+        let mut segments = self.prompt.segments.get(self.segment..).unwrap_or_default();
+        while let [Segment::Packet(_) | Segment::Rest(..), behind @ ..] = segments {
+            segments = behind;
+        }
+        match segments.first() {
+            Some(Segment::Tokens(ids)) => left(ids),
+            Some(blend) => blend.tokens(),
+            None => left(&self.answered),
+        }
+    }
+
+    /// Tokens that it computes in all.
+    pub(crate) fn computed(&self) -> usize {
+        self.prompt.own_tokens() + self.answered.len()
     }
 
     /// Attaches packets up to the next tokens and computes at most `chunk` of those, or as much of
@@ -132,20 +146,23 @@ impl Prefill {
         kv: &mut SequenceKv,
         chunk: usize,
     ) -> Result<Option<Tensor>> {
-        while let Some(segment) = self.prompt.segments.get(self.segment) {
-            let ids = match segment {
-                Segment::Tokens(ids) => ids.get(self.token..).unwrap_or_default(),
-                Segment::Packet(packet) => {
+        let segments = self.prompt.segments.len();
+        let behind = usize::from(!self.answered.is_empty());
+        while self.segment < segments + behind {
+            let ids = match self.prompt.segments.get(self.segment) {
+                None => self.answered.get(self.token..).unwrap_or_default(),
+                Some(Segment::Tokens(ids)) => ids.get(self.token..).unwrap_or_default(),
+                Some(Segment::Packet(packet)) => {
                     kv.attach(shelf.open(packet)?)?;
                     self.segment += 1;
                     continue;
                 }
-                Segment::Rest(packet, from) => {
+                Some(Segment::Rest(packet, from)) => {
                     kv.attach_part(shelf.open(packet)?, *from..packet.tokens())?;
                     self.segment += 1;
                     continue;
                 }
-                Segment::Blend(blend) => {
+                Some(Segment::Blend(blend)) => {
                     let blending = match &mut self.blending {
                         Some(blending) => blending,
                         none => none.insert(opened(blend, shelf)?),
@@ -165,7 +182,7 @@ impl Prefill {
             let run = ids.get(..chunk.max(1)).unwrap_or(ids);
             let hidden = model.prefill(run, kv)?;
             self.token += run.len();
-            let last = run.len() == ids.len() && self.segment + 1 == self.prompt.segments.len();
+            let last = run.len() == ids.len() && self.segment + 1 == segments + behind;
             return Ok(if last {
                 Some(hidden.f_select(0, -1)?)
             } else {

@@ -82,6 +82,22 @@ impl<T> Queue<T> {
         item
     }
 
+    /// Of those items to which `rank` gives a number the oldest with the lowest, if `admits` accepts it.
+    pub(crate) fn take_least_if(
+        &self,
+        rank: impl FnMut(&T) -> Option<usize>,
+        admits: impl FnOnce(&T) -> bool,
+    ) -> Option<T> {
+        let mut state = self.lock();
+        let ranks = state.waiting.iter().map(rank).enumerate();
+        let ranked = ranks.filter_map(|(place, rank)| Some((rank?, place)));
+        let (_, place) = ranked.min()?;
+        state.waiting.get(place).filter(|item| admits(item))?;
+        let item = state.waiting.remove(place);
+        self.room.notify_waiters();
+        item
+    }
+
     /// Takes every item that `leaves` accepts.
     pub(crate) fn take_all(&self, mut leaves: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut state = self.lock();

@@ -45,22 +45,24 @@ pub(crate) struct Floor {
     pub(crate) queue: Arc<Queue<Waiting>>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) shelf: Shelf,
-    prefixes: Prefixes,
+    pub(crate) prefixes: Prefixes,
+    /// Bytes that contexts and kept beginnings may have together.
+    pub(crate) kv_budget: usize,
     pub(crate) state: watch::Sender<EngineState>,
     /// Cancelled when those that run may run no longer.
     pub(crate) abort: CancellationToken,
     pub(crate) metrics: Arc<Metrics>,
     /// Tokens of a prefill step where nothing else runs.
     pub(crate) chunk: usize,
-    sequences: Vec<Sequence>,
+    pub(crate) sequences: Vec<Sequence>,
     building: Option<Building>,
     /// While sequences run, the packet is not stepped before this.
     build_after: Instant,
     /// Whether the rounds are those between two steps of an edit.
-    beside_edit: bool,
+    pub(crate) beside_edit: bool,
     /// The place that prefilled last.
-    turn: usize,
-    pace: Pace,
+    pub(crate) turn: usize,
+    pub(crate) pace: Pace,
     under: Under,
 }
 
@@ -69,7 +71,7 @@ impl Floor {
         outside: Outside,
         tokenizer: Arc<Tokenizer>,
         (shelf, prefixes): (Shelf, Prefixes),
-        chunk: usize,
+        (chunk, kv_budget): (usize, usize),
     ) -> Self {
         let under = outside.state.borrow().under;
         Self {
@@ -77,6 +79,7 @@ impl Floor {
             tokenizer,
             shelf,
             prefixes,
+            kv_budget,
             state: outside.state,
             abort: outside.abort,
             metrics: outside.metrics,
@@ -105,7 +108,7 @@ impl Floor {
         for ids in beginnings.iter().filter(|ids| !ids.is_empty()) {
             let mut kv = model.new_kv()?;
             drop(model.prefill(ids, &mut kv)?);
-            self.prefixes.share(self.under.revision, ids, &kv)?;
+            self.prefixes.share(self.under.revision, ids, &mut kv)?;
         }
         Ok(())
     }
@@ -115,7 +118,7 @@ impl Floor {
     pub(crate) fn round(&mut self, view: View<'_>) -> bool {
         self.sweep();
         self.take_in(view);
-        let round = Round::choose(&self.sequences, self.turn);
+        let round = self.choose(view.model);
         let worked = !round.is_empty() || self.building.is_some();
         self.step_sequences(view.model, &round);
         self.step_building(view, &round);
@@ -252,20 +255,19 @@ impl Floor {
                 }));
             }
         }
-        let runs = |waiting: &Waiting| {
-            matches!(
-                waiting.command,
-                Command::Generate(_) | Command::Score(_) | Command::Trace(_)
-            )
-        };
-        while self.sequences.len() < limits::RUNNING {
-            let Some(waiting) = self.queue.take_first(runs) else {
-                break;
-            };
+        while self.sequences.len() < limits::RUNNING
+            && let Some(waiting) = self.next(view.model)
+        {
             let waited = waiting.ticket.received.elapsed();
             self.metrics.queue_wait.observe(waited.as_secs_f64());
             let admitted = Sequence::admit(waiting, view.model, &self.tokenizer, self.under);
-            self.sequences.extend(admitted);
+            let Some(sequence) = admitted else {
+                continue;
+            };
+            match self.check_size(view.model, &sequence) {
+                Ok(()) => self.sequences.push(sequence),
+                Err(error) => sequence.end(&self.metrics, Err(error)),
+            }
         }
         let builds = |waiting: &Waiting| matches!(waiting.command, Command::Build(_));
         while self.building.is_none() {
@@ -299,8 +301,7 @@ impl Floor {
         if let Some(place) = round.prefill {
             self.turn = place;
         }
-        let kv_bytes = self.sequences.iter().map(Sequence::kv_bytes).sum();
-        self.metrics.holds(self.sequences.len(), kv_bytes);
+        self.metrics.holds(self.sequences.len(), model.kv_bytes());
         let both = (model, &*self.tokenizer, &*self.metrics);
         let started = Instant::now();
         let (stepped, others) = decode::step(&mut self.sequences, &round.decode, both);
@@ -347,7 +348,7 @@ impl Floor {
         // From the back, so that the places before stay right.
         ended.sort_by_key(|(place, _)| std::cmp::Reverse(*place));
         for (place, result) in ended {
-            let sequence = self.sequences.remove(place);
+            let mut sequence = self.sequences.remove(place);
             if result.is_ok() {
                 // A failure here costs the next request time, and this one nothing.
                 drop(guard(|| sequence.keep(&mut self.prefixes)));

@@ -41,12 +41,18 @@ impl Scoring {
         self.hidden.is_some()
     }
 
+    /// Tokens that its context grows by at most.
+    pub(crate) fn growth(&self) -> usize {
+        let longest = self.continuations.iter().map(Vec::len).max();
+        longest.unwrap_or(0)
+    }
+
     /// Takes the prompt's last hidden state `[d]`.
     pub(crate) fn begin(&mut self, hidden: Tensor) {
         self.hidden = Some(hidden);
     }
 
-    /// Forgets everything, for the weights changed.
+    /// Forgets everything: the weights changed, or its context is given up.
     pub(crate) fn restart(&mut self) {
         self.hidden = None;
         self.scores.clear();

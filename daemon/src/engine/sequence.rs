@@ -2,7 +2,8 @@
 //!
 //! Owns the KV of one request from its first chunk to its end. Invariants: everything that a
 //! sequence says comes from the weights that it names, or it says that they changed; dropping it
-//! frees its memory.
+//! frees its memory. A sequence that is *parked* has given its context up to others, and computes it
+//! anew before it goes on.
 
 use addenda_model::{SequenceKv, Tokenizer, Transformer};
 use tch::Tensor;
@@ -53,6 +54,10 @@ pub(crate) struct Sequence {
     kv: SequenceKv,
     task: Task,
     under: Under,
+    /// Whether its context was given up, and waits for memory.
+    parked: bool,
+    /// Whether its context is computed anew, up to where the answer is.
+    catching_up: bool,
 }
 
 enum Task {
@@ -108,12 +113,16 @@ impl Sequence {
             kv,
             task,
             under,
+            parked: false,
+            catching_up: false,
         })
     }
 
     /// What it would do now.
     pub(crate) fn phase(&self) -> Phase {
         match &self.task {
+            _ if self.parked => Phase::Paused,
+            _ if self.catching_up => Phase::Prefill,
             Task::Generate(generating) if !generating.has_room() => Phase::Paused,
             Task::Generate(generating) if generating.has_begun() => Phase::Decode,
             Task::Score(scoring) if scoring.has_begun() => Phase::Decode,
@@ -146,8 +155,12 @@ impl Sequence {
         let (model, tokenizer) = (stage.model, stage.tokenizer);
         if self.phase() == Phase::Prefill {
             let (kv, revision) = (&mut self.kv, self.under.revision);
-            self.prefill.begin(model, stage.prefixes, revision, kv)?;
+            self.prefill.begin(stage.prefixes, revision, kv)?;
             let hidden = self.prefill.step(model, stage.shelf, kv, stage.chunk)?;
+            if self.catching_up {
+                self.catching_up = hidden.is_none();
+                return Ok(None);
+            }
             return match (hidden, &mut self.task) {
                 (None, _) => Ok(None),
                 (Some(hidden), Task::Generate(generating)) => {
@@ -233,7 +246,7 @@ impl Sequence {
             return Err(Error::Stale);
         }
         self.kv = model.new_kv()?;
-        self.prefill.restart();
+        self.prefill.restart(&[]);
         match &mut self.task {
             Task::Generate(_) => {}
             Task::Score(scoring) => scoring.restart(),
@@ -252,7 +265,7 @@ impl Sequence {
     ///
     /// # Errors
     /// libtorch's.
-    pub(crate) fn keep(&self, prefixes: &mut Prefixes) -> Result<()> {
+    pub(crate) fn keep(&mut self, prefixes: &mut Prefixes) -> Result<()> {
         if self.under.changed {
             return Ok(());
         }
@@ -260,17 +273,87 @@ impl Sequence {
             Task::Generate(generating) => generating.computed(),
             Task::Score(_) | Task::Trace(_) => &[],
         };
-        let context = (&self.kv, answered);
+        let context = (&mut self.kv, answered);
         self.prefill.keep(prefixes, self.under.revision, context)
     }
 
-    /// Bytes of the context that are its own.
-    pub(crate) fn kv_bytes(&self) -> usize {
-        let beams = match &self.task {
-            Task::Generate(generating) => generating.kv_bytes(),
-            Task::Score(_) | Task::Trace(_) => 0,
+    pub(crate) fn namespace(&self) -> &str {
+        self.prefill.prompt().namespace()
+    }
+
+    /// Whether it has a context that others could have the memory of.
+    pub(crate) fn holds(&self) -> bool {
+        self.kv.bytes() > 0
+    }
+
+    /// Whether it would go on if there were memory for its context.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.parked
+            && match &self.task {
+                Task::Generate(generating) => generating.has_room(),
+                Task::Score(_) | Task::Trace(_) => true,
+            }
+    }
+
+    /// Gives its context up, to compute it anew later: what was answered stays answered.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn park(&mut self, model: &Transformer) -> Result<()> {
+        self.kv = model.new_kv()?;
+        (self.parked, self.catching_up) = (true, false);
+        match &mut self.task {
+            Task::Generate(generating) => {
+                let (answered, goes_on) = generating.restart()?;
+                self.prefill.restart(answered);
+                self.parked = goes_on;
+                self.catching_up = goes_on && generating.has_begun();
+            }
+            Task::Score(scoring) => {
+                scoring.restart();
+                self.prefill.restart(&[]);
+            }
+            Task::Trace(tracing) => {
+                tracing.restart();
+                self.prefill.restart(&[]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on, now that there is memory for its context.
+    pub(crate) fn resume(&mut self) {
+        self.parked = false;
+    }
+
+    /// Bytes that its next step needs at most, beside what is held, with such a `chunk` of a prompt.
+    pub(crate) fn needs(&self, chunk: usize) -> usize {
+        match (self.phase(), &self.task) {
+            (Phase::Paused, _) => 0,
+            (Phase::Prefill, _) => self.kv.growth(self.prefill.next(chunk)),
+            (Phase::Decode, Task::Generate(generating)) => generating.needs(&self.kv),
+            (Phase::Decode, Task::Score(scoring)) => self.kv.growth(scoring.growth()),
+            (Phase::Decode, Task::Trace(tracing)) => self.kv.growth(tracing.growth()),
+        }
+    }
+
+    /// Tokens of its own that its context is still to begin with.
+    pub(crate) fn coming(&self) -> usize {
+        match self.parked {
+            true => 0,
+            false => self.prefill.computed().saturating_sub(self.kv.own_tokens()),
+        }
+    }
+
+    /// Tokens of its own that its context begins with, and that it may have in the end.
+    pub(crate) fn tokens(&self) -> (usize, usize) {
+        let begins = self.prefill.computed();
+        let growth = match &self.task {
+            Task::Generate(generating) => generating.growth(),
+            Task::Score(scoring) => scoring.growth(),
+            Task::Trace(tracing) => tracing.growth(),
         };
-        self.kv.bytes() + beams
+        (begins, begins + growth)
     }
 
     /// Counts an answer that ends like this.

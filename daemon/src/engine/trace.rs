@@ -41,11 +41,19 @@ impl Tracing {
         self.first_at.is_some()
     }
 
-    /// Forgets everything, for the weights changed.
+    /// Forgets everything: the weights changed, or its context is given up.
     pub(crate) fn restart(&mut self) {
         self.ids.clear();
         self.logprobs.clear();
         self.first_at = None;
+    }
+
+    /// Tokens that its context grows by at most.
+    pub(crate) fn growth(&self) -> usize {
+        match &self.follow {
+            Follow::Greedy(most) => *most,
+            Follow::Given(ids) => ids.len(),
+        }
     }
 
     /// Takes the prompt's last hidden state `[d]`, from which the first token comes; true when that
@@ -59,7 +67,7 @@ impl Tracing {
         tokenizer: &Tokenizer,
         hidden: &Tensor,
     ) -> Result<bool> {
-        self.take(&model.logits(&hidden.f_unsqueeze(0)?)?)?;
+        self.take(&model.decode_logits(&hidden.f_unsqueeze(0)?)?)?;
         self.first_at = Some(Instant::now());
         Ok(self.is_done(tokenizer))
     }

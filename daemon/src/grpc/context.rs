@@ -101,7 +101,7 @@ impl Asked {
             .choose(self.documents.len(), LEAST_AGREEMENT, |way| {
                 serving.certified(way)
             });
-        let mut context = Context::new(choice, self.shares.then(|| self.namespace.clone()));
+        let mut context = Context::new(choice, (self.namespace.clone(), self.shares));
         if self.documents.is_empty() {
             let (words, ask) = (Arc::clone(serving), self.ask.clone());
             let ids =
@@ -187,12 +187,13 @@ impl Asked {
 }
 
 impl Context {
-    fn new(choice: Choice, shared_in: Option<String>) -> Self {
+    fn new(choice: Choice, (namespace, shares): (String, bool)) -> Self {
         Self {
             prompt: Prompt {
                 segments: Vec::new(),
                 ids: Vec::new(),
-                shared_in,
+                namespace,
+                shares,
             },
             choice,
             packets: Vec::new(),

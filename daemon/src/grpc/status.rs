@@ -26,7 +26,7 @@ pub(crate) fn code(error: &Error) -> Code {
         Error::Invalid { .. } => Code::InvalidArgument,
         Error::NotFound { .. } => Code::NotFound,
         Error::Precondition { .. } | Error::Stale => Code::FailedPrecondition,
-        Error::QueueFull { .. } => Code::ResourceExhausted,
+        Error::QueueFull { .. } | Error::TooMuchKv { .. } => Code::ResourceExhausted,
         Error::Cancelled => Code::Cancelled,
         Error::Deadline => Code::DeadlineExceeded,
         Error::Starting | Error::Stopping | Error::Poisoned { .. } | Error::EngineGone => {

@@ -62,11 +62,13 @@ pub(crate) struct Turn {
 #[derive(Clone, Copy)]
 pub(crate) struct Lie {
     pub(crate) at: usize,
-    /// The first row of the tail, or of the packet.
+    /// The first row of the tail, or of the shared memory.
     pub(crate) from: usize,
     pub(crate) tokens: usize,
-    /// The packet's number among the sequence's; `None` is the tail.
-    pub(crate) packet: Option<usize>,
+    /// The number of a block or packet among [`Memory::shared`]; `None` is the tail.
+    pub(crate) shared: Option<usize>,
+    /// Which of a token's turns its queries are turned by.
+    pub(crate) turn: usize,
 }
 
 /// The new tokens of one sequence, one behind the other.
@@ -102,8 +104,8 @@ pub(crate) struct Memory<'a, E> {
     pub(crate) keys: &'a mut [E],
     pub(crate) values: &'a mut [E],
     pub(crate) rows: usize,
-    /// Of each packet: keys, values, rows.
-    pub(crate) packets: Vec<(&'a [E], &'a [E], usize)>,
+    /// Of each block and each packet: keys, values, rows.
+    pub(crate) shared: Vec<(&'a [E], &'a [E], usize)>,
 }
 
 /// Sends the residual streams `x [tokens, d]` through one layer; `memories` and `runs` are the sequences'.
@@ -259,9 +261,9 @@ fn sequence<'a, E>(
         .map_or(0, |window| (run.position + 1).saturating_sub(window));
     let stretches = run.lies.iter().filter_map(|lie| {
         let hidden = first.saturating_sub(lie.at).min(lie.tokens);
-        let (keys, values, rows) = match lie.packet {
+        let (keys, values, rows) = match lie.shared {
             None => (&*memory.keys, &*memory.values, memory.rows),
-            Some(index) => *memory.packets.get(index)?,
+            Some(index) => *memory.shared.get(index)?,
         };
         (hidden < lie.tokens).then_some(Stretch {
             keys,
@@ -270,7 +272,7 @@ fn sequence<'a, E>(
             from: lie.from + hidden,
             at: lie.at + hidden,
             tokens: lie.tokens - hidden,
-            turn: lie.packet.map_or(0, |index| index + 1),
+            turn: lie.turn,
         })
     });
     Sequence {

@@ -56,6 +56,13 @@ impl Before {
     }
 }
 
+/// The next tokens of one sequence on their way through a layer.
+pub(crate) struct Run<'a> {
+    pub(crate) tokens: usize,
+    pub(crate) angles: &'a RunAngles,
+    pub(crate) kv: LayerKv<'a>,
+}
+
 /// Of T tokens, before rotation.
 struct Projected {
     /// Queries and keys, `[.., T, heads + kv_heads, head_dim]`.
@@ -159,25 +166,40 @@ impl Attention {
         self.qkv.parameters() + self.output.parameters()
     }
 
-    /// `x [T, d]`, the tokens at positions `kv.len() ..`, to the attention's output `[T, d]`.
-    /// Appends their keys (rotated) and values to the sequence's own tail.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        angles: &RunAngles,
-        kv: &mut LayerKv<'_>,
-    ) -> Result<Tensor> {
-        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
+    /// `x [T, d]`, the tokens of `runs` one behind the other, to the attention's output `[T, d]`.
+    /// Appends their keys (rotated) and values to what is each sequence's own.
+    pub(crate) fn forward(&self, x: &Tensor, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let Projected { qk, v } = self.project(x)?;
+        if let [run] = runs {
+            let attended = self.attended(&Projected { qk, v }, run, x.kind())?;
+            return self.output.forward(&attended);
+        }
+        let mut all = Vec::with_capacity(runs.len());
+        let mut from = 0;
+        for run in runs {
+            let own = Projected {
+                qk: qk.f_narrow(0, from, int(run.tokens))?,
+                v: v.f_narrow(0, from, int(run.tokens))?,
+            };
+            all.push(self.attended(&own, run, x.kind())?);
+            from += int(run.tokens);
+        }
+        self.output.forward(&Tensor::f_cat(&all, 0)?)
+    }
+
+    /// What one sequence's tokens get from its context, before the output projection, `[T, heads · head_dim]`.
+    fn attended(&self, projected: &Projected, run: &mut Run<'_>, kind: Kind) -> Result<Tensor> {
+        let Projected { qk, v } = projected;
+        let (kv, tokens) = (&mut run.kv, run.tokens);
         let at = kv.position();
         let stand = Stand::Run { at, tokens };
-        let Projected { qk, v } = self.project(x)?;
-        let [q, k, v] = self.turned(&qk, &v, angles)?;
+        let [q, k, v] = self.turned(qk, v, run.angles)?;
 
-        let mut parts = self.attend_packets(&qk, angles, kv, stand)?;
+        let mut parts = self.attend_packets(qk, run.angles, kv, stand)?;
         kv.append(&k, &v)?;
         if tokens == 1 && self.window.is_none() {
-            // One query sees all of the tail, itself included.
-            let (keys, values) = kv.tail()?;
+            // One query sees all of its own tokens, itself included.
+            let (keys, values) = kv.own()?;
             let part = Part {
                 keys,
                 values,
@@ -185,7 +207,7 @@ impl Attention {
             };
             parts.push(self.attend_past(&q, &part, stand)?);
         } else {
-            parts.extend(self.attend_tail(&q, kv, stand, tokens)?);
+            parts.extend(self.attend_own(&q, kv, stand, tokens)?);
             let own = Part {
                 keys: k,
                 values: v,
@@ -193,7 +215,7 @@ impl Attention {
             };
             parts.push(own.attend_own(&q, self.scale, self.window)?);
         }
-        self.merged(parts, x)
+        together(parts, tokens, kind)
     }
 
     /// `x [n, d]`, the tokens at the scattered `positions` among `tokens` whose KV is laid out
@@ -211,7 +233,7 @@ impl Attention {
         let [q, k, v] = self.turned(&qk, &v, angles)?;
         kv.replace(positions, &k, &v)?;
         let mut parts = self.attend_packets(&qk, angles, kv, stand)?;
-        parts.extend(self.attend_tail(&q, kv, stand, 0)?);
+        parts.extend(self.attend_own(&q, kv, stand, 0)?);
         // All queries see what stands before the first of them.
         let before = stand.first() - kv.position();
         let laid = kv.laid(0..before)?;
@@ -224,7 +246,8 @@ impl Attention {
                 .part()
                 .attend_among(&q, self.scale, stand, self.window)?,
         );
-        self.merged(parts, x)
+        self.output
+            .forward(&together(parts, positions.len(), x.kind())?)
     }
 
     /// Keys (rotated) and values `[kv_heads, T, head_dim]` of `x [T, d]`.
@@ -242,27 +265,20 @@ impl Attention {
         Ok([q, k, v.f_transpose(0, 1)?])
     }
 
-    /// What queries `q [heads, T, head_dim]` get from the tail but for its last `run` tokens.
-    fn attend_tail(
+    /// What queries `q [heads, T, head_dim]` get from the sequence's own tokens but for the last `run` of them.
+    fn attend_own(
         &self,
         q: &Tensor,
         kv: &LayerKv<'_>,
         stand: Stand<'_>,
         run: usize,
     ) -> Result<Vec<Attended>> {
-        let spans = kv.tail_before(self.window.is_some(), run)?;
+        let spans = kv.own_before(self.window.is_some(), run)?;
         let seen = spans
             .iter()
             .filter(|span| self.reaches(stand, span.at + span.tokens));
         seen.map(|span| self.attend_past(q, &span.part(), stand))
             .collect()
-    }
-
-    /// The parts as one, through the output projection: `[T, d]` as `x`.
-    fn merged(&self, parts: Vec<Attended>, x: &Tensor) -> Result<Tensor> {
-        let merged = merge(parts)?.f_to_kind(x.kind())?;
-        let merged = merged.f_transpose(0, 1)?.f_reshape([x.size2()?.0, -1])?;
-        self.output.forward(&merged)
     }
 
     /// What the queries in `qk [T, heads + kv_heads, head_dim]` get from each packet in reach:
@@ -367,4 +383,10 @@ impl Attention {
             Some(window) => part.attend_window(q, self.scale, stand, window),
         }
     }
+}
+
+/// The parts as one, in `kind`, `[tokens, heads · head_dim]`.
+fn together(parts: Vec<Attended>, tokens: usize, kind: Kind) -> Result<Tensor> {
+    let merged = merge(parts)?.f_to_kind(kind)?;
+    Ok(merged.f_transpose(0, 1)?.f_reshape([int(tokens), -1])?)
 }

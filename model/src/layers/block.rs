@@ -1,7 +1,7 @@
 //! One layer of the decoder: attention and MLP, each behind a norm and added to the residual
 //! stream. Gemma norms what they give once more before adding it.
 
-use super::attention::{Attention, Before};
+use super::attention::{Attention, Before, Run};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
 use super::rope::{Rope, RunAngles};
@@ -110,16 +110,10 @@ impl Block {
         })
     }
 
-    /// The residual stream `[T, d]` of one sequence, through this layer.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        angles: &RunAngles,
-        kv: &mut LayerKv<'_>,
-    ) -> Result<Tensor> {
-        let attended = self
-            .attention
-            .forward(&self.before_attention.forward(x)?, angles, kv)?;
+    /// The residual stream `[T, d]` of the tokens of `runs`, one behind the other, through this layer.
+    pub(crate) fn forward(&self, x: &Tensor, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let normed = self.before_attention.forward(x)?;
+        let attended = self.attention.forward(&normed, runs)?;
         self.behind_attention(x, attended)
     }
 

@@ -2,11 +2,10 @@
 
 use crate::daemon::{ask, complete, score, shared};
 use crate::decode::contexts;
-use crate::tiny;
-use crate::transformer::{furthest, ids, serve, variants};
-use addenda_model::{Architecture, SequenceKv, Transformer};
+use crate::transformer::{furthest, ids, variants};
+use addenda_model::{SequenceKv, Transformer};
 use addenda_proto::addenda::v1::{FinishReason, GenerateRequest, Sampling};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use tonic::Code;
 
 /// A context with a packet between tokens of its own.
@@ -27,8 +26,6 @@ fn behind(model: &Transformer, kv: &mut SequenceKv, salt: usize) -> Tensor {
 fn a_branch_goes_on_as_if_it_had_read_the_prompt_itself() {
     for (name, model) in variants() {
         let mut trunk = context(&model);
-        assert!(trunk.freeze().unwrap() > 0, "{name}");
-        assert_eq!(trunk.own_tokens(), 0, "{name}");
         let mut alone = context(&model);
         let mut first = trunk.branch().unwrap();
         let beginning = furthest(
@@ -52,21 +49,6 @@ fn a_branch_goes_on_as_if_it_had_read_the_prompt_itself() {
         ];
         assert!(apart.iter().all(|apart| *apart < 1e-4), "{name}: {apart:?}");
     }
-}
-
-#[test]
-fn what_was_frozen_at_the_beginning_can_be_kept_for_others() {
-    let model = tiny::model(tiny::config(Architecture::Llama), 3, Kind::Float);
-    let mut kv = model.new_kv().unwrap();
-    let _ = serve(&model, &ids(30, 1), &mut kv);
-    let before = kv.first(30).unwrap().to_bytes().unwrap();
-    kv.freeze().unwrap();
-    assert_eq!(kv.first(30).unwrap().to_bytes().unwrap(), before);
-    assert_eq!(kv.freeze().unwrap(), 0);
-    // Behind a packet, what is frozen did not begin at position 0.
-    let mut later = context(&model);
-    later.freeze().unwrap();
-    assert!(later.first(later.len()).is_err());
 }
 
 fn with_beams(request: GenerateRequest, num_beams: u32, penalty: Option<f32>) -> GenerateRequest {

@@ -160,3 +160,30 @@ fn a_batch_with_a_context_that_is_full_changes_nobodys_context() {
     assert_eq!((short.len(), full.len()), (5, context));
     assert!(model.decode(&[1, 2], &mut [&mut short]).is_err());
 }
+
+#[test]
+fn devices_that_decode_by_libtorch_say_what_the_kernels_say() {
+    for (name, model) in variants() {
+        let mut by_kernels = contexts(&model);
+        let mut by_libtorch = contexts(&model);
+        for step in 0..4_u32 {
+            let ids: Vec<u32> = (0..5).map(|i| 7 * step + i).collect();
+            let step = |kvs: &mut [SequenceKv], kernels: bool| {
+                let mut kvs: Vec<&mut SequenceKv> = kvs.iter_mut().collect();
+                let hidden = match kernels {
+                    true => model.decode(&ids, &mut kvs),
+                    false => model.forward_each(&ids, &mut kvs),
+                };
+                model.logits(&hidden.unwrap()).unwrap()
+            };
+            let expected = step(&mut by_kernels, true);
+            let apart = furthest(&step(&mut by_libtorch, false), &expected);
+            assert!(apart < 1e-4, "{name}: {apart}");
+        }
+    }
+    let model = tiny::model(tiny::config(Architecture::Llama), 8, Kind::Float);
+    let mut kvs = contexts(&model);
+    let mut kvs: Vec<&mut SequenceKv> = kvs.iter_mut().collect();
+    assert!(model.forward_each(&[1, 2], &mut kvs).is_err());
+    assert!(model.forward_each(&[1, 2, 3, 4, 1000], &mut kvs).is_err());
+}

@@ -9,6 +9,7 @@
 mod adapter;
 mod adapters;
 mod beams;
+mod blocks;
 mod catalogue;
 mod certificates;
 mod chat_template;
@@ -30,6 +31,7 @@ mod gguf_files;
 mod gone;
 mod http;
 mod logits_fixture;
+mod memory;
 mod models;
 mod modes;
 mod modes_served;

@@ -261,13 +261,6 @@ fn documents_prefilled_together_equal_full_prefill_wherever_the_cut_is() {
         assert_eq!((kv.len(), kv.own_tokens()), (51, 34));
         let apart = furthest(&request.ask(&model, &mut kv), &full);
         assert!(apart < TOLERANCE, "{name}, the first tokens: {apart:e}");
-        // What was put together so is a beginning for others.
-        let again = Rc::new(kv.first(40).unwrap());
-        let mut kv = model.new_kv().unwrap();
-        kv.attach(again).unwrap();
-        let _ = serve(&model, &request.ids()[40..51], &mut kv);
-        let apart = furthest(&request.ask(&model, &mut kv), &full);
-        assert!(apart < TOLERANCE, "{name}, kept twice: {apart:e}");
     }
 }
 
@@ -275,10 +268,11 @@ fn documents_prefilled_together_equal_full_prefill_wherever_the_cut_is() {
 fn a_beginning_with_a_moved_packet_in_it_is_not_kept() {
     let model = tiny::model(tiny::config(Architecture::Llama), 9, Kind::Float);
     let request = request();
-    let kv = link(&model, &request, 3);
-    assert_eq!(kv.first(8).unwrap().shape().tokens, 8, "computed in place");
-    assert!(kv.first(9).is_err());
-    assert!(kv.first(kv.len() + 1).is_err());
+    let mut kv = link(&model, &request, 3);
+    let len = kv.len();
+    assert_eq!(kv.leading(8).unwrap()[0].tokens(), 8, "computed in place");
+    assert!(kv.leading(9).is_err());
+    assert!(kv.leading(len + 1).is_err());
     let packet = packet(&model, &request.documents[0]);
     let outside = model.new_kv().unwrap().attach_part(packet, 3..10);
     assert!(outside.is_err());
