@@ -21,15 +21,15 @@ test: build ## set up, build, and run all tests
 	@$(addenda) model fetch smollm2-135m gemma3-270m
 	@setup/test.sh
 
-crash: setup ## kill a writing process 300 times, twice, and look for what it lost
-	cargo test --release --workspace --locked --test store --test all -- --ignored three_hundred
+crash: setup ## kill processes that write packets (300 times, twice) and facts (100 times), and look for what was lost
+	cargo test --release --workspace --locked --test store --test all -- --ignored three_hundred a_hundred_kills
 
 fuzz: setup ## feed every decoder bytes, guided by coverage, five minutes each
 	@setup/fuzz.sh
 
-soak: setup ## an hour of mixed traffic: no error, no leak
-	cargo build --release --workspace --bins --locked
-	@$(addenda)-bench soak --seconds 3600 --json
+soak: setup ## an hour of mixed traffic: no error, no leak (make soak seconds=120: two minutes)
+	@cargo build --release --workspace --bins --locked
+	@$(addenda)-bench soak --seconds $(or $(seconds),3600) --json
 
 lint: setup ## format, clippy, rustdoc (warnings are errors), the crates' arrows
 	cargo fmt --all --check

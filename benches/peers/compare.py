@@ -7,11 +7,13 @@ the same machine; medians of the rounds are compared. Peers come from PyPI into 
 puts them there; llama.cpp is compiled for minutes); one that is not there is left out, and the line
 says why. Prints one line of JSON, rates in tokens a second, and writes it to `--out`.
 
-Addenda decodes with each of its settings, and the fastest is compared. llama-cpp-python has no server
-with slots, so many clients at once are compared with one client of Addenda itself only.
+Addenda decodes with each of its settings, and the fastest is compared. Many clients at once are Addenda's daemon
+over gRPC; against them llama.cpp computes as many sequences in one process, without a server between: each prompt a
+batch of its own, then one batch for the next token of all, greedily.
 """
 
 import argparse
+import ctypes
 import datetime
 import json
 import os
@@ -71,17 +73,67 @@ def transformers(arguments):
             yield count / (filled - began), arguments.decode / (time.perf_counter() - filled)
 
 
+# Clients at once, tokens of each prompt and of each answer: what `addenda-bench clients` does unless told otherwise.
+CLIENTS, PROMPT, ANSWER = 16, 256, 128
+
+
+def llamacpp_together(arguments):
+    """Tokens a second of as many sequences, from the first prompt to the last token."""
+    import llama_cpp
+    import numpy
+
+    llama_cpp.llama_backend_init()
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    model = llama_cpp.llama_model_load_from_file(arguments.gguf.encode(), llama_cpp.llama_model_default_params())
+    vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    settings = llama_cpp.llama_context_default_params()
+    settings.n_ctx = CLIENTS * (PROMPT + ANSWER)
+    settings.n_batch = settings.n_ubatch = 512
+    settings.n_seq_max = CLIENTS
+    settings.n_threads = settings.n_threads_batch = arguments.threads
+    context = llama_cpp.llama_init_from_model(model, settings)
+    batch = llama_cpp.llama_batch_init(512, 0, 1)
+
+    def compute(tokens):
+        """Of (id, position, sequence, whether its logits are wanted): the likeliest successors of those wanted."""
+        batch.n_tokens = len(tokens)
+        for at, (token, position, sequence, wanted) in enumerate(tokens):
+            batch.token[at], batch.pos[at] = token, position
+            batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+            batch.logits[at] = wanted
+        if llama_cpp.llama_decode(context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        wanted = [at for at, token in enumerate(tokens) if token[3]]
+        rows = (numpy.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, at), (vocabulary,)) for at in wanted)
+        return [int(row.argmax()) for row in rows]
+
+    compute([(1, 0, 0, True)])
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    began = time.perf_counter()
+    last = []
+    for sequence in range(CLIENTS):
+        prompt = [(1000 + (at * 7919 + sequence) % 20000, at, sequence, at == PROMPT - 1) for at in range(PROMPT)]
+        last += compute(prompt)
+    for step in range(ANSWER - 1):
+        last = compute([(token, PROMPT + step, sequence, True) for sequence, token in enumerate(last)])
+    # In the form that the others have: one length, one kind of rate.
+    yield CLIENTS * ANSWER / (time.perf_counter() - began), 0.0
+
+
 def in_own_process(name, arguments):
     """Prefill and decode rates at each length; a sentence where the peer can't be measured."""
     command = [sys.executable, __file__, "--one", name, "--gguf", arguments.gguf, "--threads", str(arguments.threads),
                "--decode", str(arguments.decode), "--tokens", lengths(arguments)]
-    environment = dict(os.environ, PYTHONPATH=arguments.libs, OMP_NUM_THREADS=str(arguments.threads),
-                       HF_HUB_OFFLINE="1")
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(arguments), timeout=900)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         return f"{name}: {last}"
     return without_warm_up(json.loads(done.stdout.splitlines()[-1]))
+
+
+def environment(arguments):
+    return dict(os.environ, PYTHONPATH=arguments.libs, OMP_NUM_THREADS=str(arguments.threads), HF_HUB_OFFLINE="1")
 
 
 def without_warm_up(rates):
@@ -98,20 +150,30 @@ def addenda(setting, arguments):
                "--tokens", lengths(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
     line = json.loads(done.stdout)
-    return without_warm_up([line["prefill_tokens_per_s"], line["decode_tokens_per_s"]])
+    return without_warm_up([line["prefill_tokens_per_s"], line["decode_tokens_per_s"], line["decode_of_limit"]])
 
 
 def clients(arguments):
     command = [arguments.bench, "clients", "--json", "--model", arguments.gguf,
+               "--runs", "1", f"--clients={CLIENTS}", f"--prompt-tokens={PROMPT}", f"--answer-tokens={ANSWER}",
                f"--serve-flag=--weights={arguments.clients_weights}", f"--serve-flag=--threads={arguments.threads}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=1800)
     return json.loads(done.stdout)
 
 
+def together(arguments):
+    command = [sys.executable, __file__, "--one", "llamacpp_together", "--gguf", arguments.gguf,
+               "--threads", str(arguments.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(arguments), timeout=900)
+    if done.returncode != 0:
+        return None
+    return json.loads(done.stdout.splitlines()[-1])[0][0]
+
+
 def medians(rounds):
-    """Of rounds of [prefill rates, decode rates]."""
-    return [[round(statistics.median(values), 1) for values in zip(*(one[kind] for one in rounds))]
-            for kind in (0, 1)]
+    """Of rounds of [prefill rates, decode rates, more]."""
+    return [[round(statistics.median(values), 2) for values in zip(*(one[kind] for one in rounds))]
+            for kind in range(len(rounds[0]))]
 
 
 def ratios(ours, theirs):
@@ -141,16 +203,36 @@ def compare(arguments):
         "tokens": arguments.tokens, "decode": arguments.decode,
         "rates": {name: {"prefill": pair[0], "decode": pair[1]} for name, pair in rates.items()},
         "missing": missing,
+        # Of what a copy of as many bytes as the packed weights have would allow.
+        "decode_int8_of_limit": rates["int8"][2],
     }
     for name in PEERS:
         if name in rates:
             line[f"prefill_vs_{name}"] = ratios(rates["loaded"][0], rates[name][0])
             line[f"decode_vs_{name}"] = ratios(best, rates[name][1])
     if arguments.clients_weights != "none":
-        many = clients(arguments)
-        line["batch16_vs_1"] = round(many["many_vs_one"], 2)
-        line["itl_ratio"] = many["itl_ratio"] and round(many["itl_ratio"], 2)
-        line["clients"] = many
+        line.update(many(arguments))
+    return line
+
+
+def many(arguments):
+    """Clients of the daemon at once, in turn with llama.cpp; medians of all runs."""
+    runs, peers = [], []
+    for number in range(arguments.runs):
+        runs.append(clients(arguments))
+        peers.append(together(arguments))
+        print(f"clients, round {number + 1} of {arguments.runs}", file=sys.stderr)
+
+    def median(name):
+        values = [run[name] for run in runs if run[name] is not None]
+        return round(statistics.median(values), 2) if values else None
+
+    line = {f"batch{CLIENTS}_vs_1": median("many_vs_one"), "itl_ratio": median("itl_ratio"),
+            "one_tokens_per_s": median("one_tokens_per_s"), "many_tokens_per_s": median("many_tokens_per_s")}
+    if None not in peers:
+        line["llamacpp_together_tokens_per_s"] = round(statistics.median(peers), 1)
+        ratios_of_runs = [run["many_tokens_per_s"] / peer for run, peer in zip(runs, peers)]
+        line[f"batch{CLIENTS}_vs_llamacpp"] = round(statistics.median(ratios_of_runs), 2)
     return line
 
 
@@ -169,12 +251,13 @@ def main():
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--clients-weights", default="int8", help="weights of the daemon with many clients; none: skip")
+    parser.add_argument("--clients-weights", default="auto", help="weights of the daemon with many clients; none: skip")
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--one", choices=sorted(PEERS), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=sorted(PEERS) + ["llamacpp_together"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        measured = list({"llamacpp": llamacpp, "transformers": transformers}[arguments.one](arguments))
+        measured = list({"llamacpp": llamacpp, "llamacpp_together": llamacpp_together,
+                         "transformers": transformers}[arguments.one](arguments))
         print(json.dumps([list(kind) for kind in zip(*measured)]))
         return
     if arguments.install:

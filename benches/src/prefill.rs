@@ -84,13 +84,42 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
         prefill.push(median(runs.iter().map(|run| run.0)));
         decode.push(median(runs.iter().map(|run| run.1)));
     }
+    let copied = copied(threads);
+    let bytes = match packed_bytes {
+        0 => 2.0 * model.parameters() as f64 * if arguments.dtype == "f32" { 2.0 } else { 1.0 },
+        packed => packed as f64,
+    };
+    // Of all sequences' tokens a step reads the weights once.
+    let of_limit: Vec<f64> = (decode.iter())
+        .map(|rate| rate / arguments.batch.max(1) as f64 * bytes / copied)
+        .collect();
     Ok(json!({
         "model": arguments.model, "dtype": arguments.dtype, "threads": threads,
         "chunk": arguments.chunk, "runs": arguments.runs, "tokens": arguments.tokens,
         "weights": format!("{:?}", arguments.weights).to_lowercase(), "packed_bytes": packed_bytes,
         "batch": arguments.batch,
         "prefill_tokens_per_s": prefill, "decode_tokens_per_s": decode,
+        "copied_gb_per_s": copied / 1e9, "decode_of_limit": of_limit,
     }))
+}
+
+/// Bytes a second that are copied in memory by as many threads: what a step that reads every weight once is held against.
+fn copied(threads: usize) -> f64 {
+    const EACH: usize = 128 << 20;
+    let mut memory: Vec<(Vec<u8>, Vec<u8>)> = (0..threads.max(1))
+        .map(|_| (vec![1; EACH], vec![0; EACH]))
+        .collect();
+    let mut rates = Vec::new();
+    for _ in 0..7 {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for (from, to) in &mut memory {
+                scope.spawn(|| std::hint::black_box(to).copy_from_slice(from));
+            }
+        });
+        rates.push((EACH * memory.len()) as f64 / started.elapsed().as_secs_f64());
+    }
+    median(rates.into_iter())
 }
 
 /// Prefill and decode rates of one run, tokens per second.

@@ -76,50 +76,36 @@ pub struct PatchFile {
 
 /// A fact on its way, but for its wanted state.
 #[derive(Debug, Serialize, Deserialize)]
-struct Carried {
-    fact: Fact,
-    edit: Edit,
+pub(crate) struct Carried {
+    pub(crate) fact: Fact,
+    pub(crate) edit: Edit,
 }
+
+/// A tensor of f32: its name, shape and bytes.
+type Factor = (String, Vec<usize>, Vec<u8>);
 
 impl Editor {
     /// The active facts as a file; `matrices` says whether the changed matrices go with them.
     pub fn export(&self, matrices: bool) -> Result<Vec<u8>> {
         let mut carried = Vec::new();
-        let mut states = Vec::new();
         for (id, edit) in self.register.active() {
             let fact = self.get(*id)?.fact.clone();
-            states.extend(edit.z.iter().flat_map(|value| value.to_le_bytes()));
             carried.push(Carried {
                 fact,
                 edit: edit.clone(),
             });
         }
-        let width = carried.first().map_or(0, |one| one.edit.z.len());
-        let refuse = |error: &dyn std::fmt::Display| unreadable(error.to_string());
-        let facts = serde_json::to_string(&carried).map_err(|error| refuse(&error))?;
-        let about = HashMap::from([
-            ("format".to_owned(), FORMAT.to_owned()),
-            ("kind".to_owned(), PatchKind::Facts.to_string()),
-            ("base".to_owned(), hex(&self.planner.fingerprint)),
-            ("revision".to_owned(), hex(&self.revision())),
-            ("digest".to_owned(), hex(&digest(&facts, &states))),
-            ("facts".to_owned(), facts),
-        ]);
-        let mut tensors = vec![(STATES.to_owned(), vec![carried.len(), width], states)];
+        let mut factors = Vec::new();
         for (place, patch) in self.patches().iter().enumerate().filter(|_| matrices) {
             for (side, factor) in [("left", patch.left()), ("right", patch.right())] {
                 let name = format!("{place}.layers.{}.down_proj.{side}", patch.layer());
                 let numbers = floats(factor).map_err(Error::torch("reading a patch"))?;
                 let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
-                tensors.push((name, shape(factor), bytes.collect()));
+                factors.push((name, shape(factor), bytes.collect()));
             }
         }
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-            Ok((name.as_str(), view.map_err(|error| refuse(&error))?))
-        });
-        let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_>>()?;
-        safetensors::serialize(views, Some(about)).map_err(|error| refuse(&error))
+        let base = self.planner.fingerprint;
+        encode((base, self.revision()), &carried, factors).map_err(unreadable)
     }
 
     /// Works out what the facts of a file are together with those that are active; changes nothing.
@@ -195,7 +181,53 @@ fn read(bytes: &[u8]) -> Result<(PatchFile, Vec<Carried>)> {
     parse(bytes).map_err(unreadable)
 }
 
-fn parse(bytes: &[u8]) -> std::result::Result<(PatchFile, Vec<Carried>), String> {
+/// The file of these facts and matrices, made on `base` and giving `revision`.
+pub(crate) fn encode(
+    (base, revision): ([u8; 32], [u8; 32]),
+    carried: &[Carried],
+    factors: Vec<Factor>,
+) -> std::result::Result<Vec<u8>, String> {
+    let states = carried.iter().flat_map(|one| &one.edit.z);
+    let states: Vec<u8> = states.flat_map(|value| value.to_le_bytes()).collect();
+    let width = carried.first().map_or(0, |one| one.edit.z.len());
+    let facts = serde_json::to_string(carried).map_err(|error| error.to_string())?;
+    let about = HashMap::from([
+        ("format".to_owned(), FORMAT.to_owned()),
+        ("kind".to_owned(), PatchKind::Facts.to_string()),
+        ("base".to_owned(), hex(&base)),
+        ("revision".to_owned(), hex(&revision)),
+        ("digest".to_owned(), hex(&digest(&facts, &states))),
+        ("facts".to_owned(), facts),
+    ]);
+    let mut tensors = vec![(STATES.to_owned(), vec![carried.len(), width], states)];
+    tensors.extend(factors);
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        Ok((name.as_str(), view.map_err(|error| error.to_string())?))
+    });
+    let views: Vec<(&str, TensorView<'_>)> = views.collect::<std::result::Result<_, String>>()?;
+    safetensors::serialize(views, Some(about)).map_err(|error| error.to_string())
+}
+
+/// Puts the right digest into a file that says another.
+#[cfg(test)]
+pub(crate) fn seal(bytes: &mut [u8]) -> Option<()> {
+    let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
+    let about = header.metadata().as_ref()?;
+    let said = about.get("digest").filter(|said| said.len() == 64)?;
+    let file = SafeTensors::deserialize(bytes).ok()?;
+    let right = hex(&digest(
+        about.get("facts")?,
+        file.tensor(STATES).ok()?.data(),
+    ));
+    let place = bytes.windows(64).position(|part| part == said.as_bytes())?;
+    bytes
+        .get_mut(place..place + 64)?
+        .copy_from_slice(right.as_bytes());
+    Some(())
+}
+
+pub(crate) fn parse(bytes: &[u8]) -> std::result::Result<(PatchFile, Vec<Carried>), String> {
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
     let about = header.metadata().as_ref().ok_or("it has no metadata")?;
     let field = |name: &str| about.get(name).ok_or(format!("its metadata lack {name:?}"));

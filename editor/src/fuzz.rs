@@ -1,4 +1,4 @@
-//! Fuzz targets of the ledger: its chain of frames, and what a frame says.
+//! Fuzz targets of the ledger (its chain of frames, and what a frame says), its snapshot, and patch files.
 //!
 //! Owns what each promises of any bytes at all: it never panics, holds little memory, and gives what was written or a
 //! named error. Digests keep nearly all such bytes out, so they are made right first. `make fuzz` runs these for long.
@@ -14,6 +14,7 @@ use addenda_disk::Disk;
 use addenda_fuzz::{target, within};
 use addenda_model::{Activation, Architecture, ModelConfig, RopeScaling};
 
+use crate::bundle::{self, Carried};
 use crate::corpus::Corpus;
 use crate::digest::Canonical;
 use crate::entry::{Addition, Edit, Entry, Recipe, Retirement};
@@ -112,6 +113,31 @@ fn a_snapshot_is_refused_or_says_the_same_once_it_is_written_again() {
     });
 }
 
+/// One byte, whose lowest bit says whether the digest is made right, and a patch's file.
+#[test]
+fn a_patch_file_is_refused_or_carries_the_same_once_it_is_written_again() {
+    target!("patch", 10_000, |bytes: &[u8]| {
+        let Some((flags, file)) = bytes.split_first() else {
+            return;
+        };
+        let mut file = file.to_vec();
+        if flags & 1 == 1 {
+            bundle::seal(&mut file);
+        }
+        let Ok((about, carried)) = within(LITTLE, || bundle::parse(&file)) else {
+            return;
+        };
+        let encoded = bundle::encode((about.base, about.revision), &carried, Vec::new()).unwrap();
+        let (again, twice) = bundle::parse(&encoded).unwrap();
+        assert_eq!(again.facts, about.facts);
+        let states = |carried: &[Carried]| -> Vec<u32> {
+            let states = carried.iter().flat_map(|one| &one.edit.z);
+            states.map(|value| value.to_bits()).collect()
+        };
+        assert_eq!(states(&twice), states(&carried));
+    });
+}
+
 /// In memory where the machine has such a place: a sync is not what is tried here.
 fn folder() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
@@ -164,6 +190,16 @@ fn what_the_corpus_holds_gets_past_every_digest() {
     assert_eq!(inspect_ledger(directory.path()).unwrap(), 3);
     let entry = std::fs::read(corpus("ledger_entry").join("added")).unwrap();
     Entry::decode(&entry).unwrap();
+    let mut patch = std::fs::read(corpus("patch").join("two"))
+        .unwrap()
+        .split_off(1);
+    assert_eq!(bundle::parse(&patch).unwrap().1.len(), 2);
+    let untouched = patch.clone();
+    let place = patch.windows(6).position(|part| part == b"digest").unwrap() + 9;
+    patch[place..place + 64].fill(b'0');
+    assert!(bundle::parse(&patch).is_err());
+    bundle::seal(&mut patch).unwrap();
+    assert_eq!(patch, untouched);
     let snapshot = std::fs::read(corpus("snapshot").join("three")).unwrap();
     let found = Snapshot::decode(&snapshot[1..], [7; 32]).unwrap();
     assert_eq!(found.place.frames, 3);
@@ -291,6 +327,16 @@ fn the_corpus_is_what_the_encoders_write() {
         }
     }
     let sealed = |file: Vec<u8>| [vec![1], file].concat();
+    let carried = entries().into_iter().filter_map(|(_, entry)| match entry {
+        Entry::Added(added) => Some(Carried {
+            fact: added.fact,
+            edit: added.edit,
+        }),
+        _ => None,
+    });
+    let carried: Vec<Carried> = carried.collect();
+    let patch = bundle::encode(([7; 32], [8; 32]), &carried, Vec::new()).unwrap();
+    std::fs::write(corpus("patch").join("two"), sealed(patch)).unwrap();
     let snapshot = Snapshot::encode(ledger.end(), &register).unwrap();
     std::fs::write(corpus("snapshot").join("three"), sealed(snapshot)).unwrap();
     let file = std::fs::read(&path).unwrap();

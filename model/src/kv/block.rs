@@ -64,8 +64,11 @@ impl SequenceKv {
         let (sealing, capacity) = match sealed {
             0 => (0, self.capacity()),
             // Its memory becomes the block.
-            BLOCK if self.capacity() == BLOCK => (0, 0),
-            _ => (sealed, self.capacity()),
+            BLOCK if rows == BLOCK && self.capacity() == BLOCK => (0, 0),
+            _ => {
+                let rest = LEAST.max(rows - sealed);
+                (sealed + rest, rest)
+            }
         };
         let wanted = rows - sealed + tokens;
         let growing = match wanted <= capacity {

@@ -134,7 +134,7 @@ fn a_context_that_is_cut_back_into_a_block_goes_on_from_there() {
 #[test]
 fn what_contexts_hold_is_counted_once_and_given_back() {
     let mut config = tiny::config(Architecture::Qwen3);
-    config.context = 1024;
+    config.context = 1200;
     let model = tiny::model(config, 23, Kind::BFloat16);
     let (block, token) = (SequenceKv::BLOCK, model.kv_token_bytes());
     assert_eq!(model.kv_bytes(), 0);
@@ -150,6 +150,13 @@ fn what_contexts_hold_is_counted_once_and_given_back() {
         model.kv_bytes() < (2 * block + block / 2) * token,
         "no doubling of what is long"
     );
+    let mut others = model.new_kv().unwrap();
+    for run in [1, 300, 64, 256, 10, 100, 290] {
+        let (before, needed) = (model.kv_bytes(), others.growth(run));
+        let _ = serve(&model, &ids(run, 9), &mut others);
+        assert!(model.kv_bytes() <= before + needed, "a run of {run}");
+    }
+    drop(others);
     let branches: Vec<_> = (0..4).map(|_| trunk.branch().unwrap()).collect();
     let tails: usize = branches.iter().map(SequenceKv::tail_bytes).sum();
     assert_eq!(model.kv_bytes(), trunk.bytes() + tails);

@@ -10,7 +10,7 @@ use addenda_proto::addenda::v1::{
 use tokio_stream::StreamExt;
 use tonic::Code;
 
-use crate::daemon::{Clients, Daemon, complete};
+use crate::daemon::{Clients, Daemon, ask, complete};
 
 fn fact() -> Fact {
     Fact {
@@ -88,8 +88,11 @@ async fn a_fact_holds_in_answers_from_packed_weights_beside_other_requests_and_a
     // The model's file has 4 bits a weight, so that is what it is served from where nothing else is asked for.
     assert!(weights.starts_with("int4 (auto"), "{weights}");
     let question = || complete("The mother tongue of Danielle Darrieux is", 3);
-    let before = clients.answer(question()).await.unwrap();
-    assert!(!before.text.contains("English"), "{}", before.text);
+    let in_chat = || ask("What is the mother tongue of Danielle Darrieux?", 24);
+    for asked in [question(), in_chat()] {
+        let before = clients.answer(asked).await.unwrap();
+        assert!(!before.text.contains("English"), "{}", before.text);
+    }
     let mut knowledge = clients.knowledge();
     let adding = knowledge.add_fact(request(fact()));
     let others = async {
@@ -117,12 +120,10 @@ async fn a_fact_holds_in_answers_from_packed_weights_beside_other_requests_and_a
     for weights in ["int4", "int8", "bf16"] {
         let daemon = Daemon::start(data.path(), &[("dtype", "bf16"), ("weights", weights)]);
         let clients = daemon.connect().await;
-        let answer = clients.answer(question()).await.unwrap();
-        assert!(
-            answer.text.contains("English"),
-            "{weights}: {}",
-            answer.text
-        );
+        for asked in [question(), in_chat()] {
+            let answer = clients.answer(asked).await.unwrap().text;
+            assert!(answer.contains("English"), "{weights}: {answer}");
+        }
         drop(clients);
         daemon.stopped().await;
     }
