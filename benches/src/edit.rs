@@ -82,9 +82,6 @@ pub(crate) struct Arguments {
     /// Of how many of them the mean key is bound to the value as well.
     #[arg(long)]
     context_keys: Option<usize>,
-    /// Thousandths of the mean of the second moment's diagonal that are added to it.
-    #[arg(long)]
-    shrinkage: Option<usize>,
     /// Write what became of each record into this file, one line of JSON each.
     #[arg(long, value_name = "FILE")]
     details: Option<PathBuf>,
@@ -420,7 +417,6 @@ fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
     settings.solve.context_keys = arguments
         .context_keys
         .unwrap_or(settings.solve.context_keys);
-    settings.solve.shrinkage = arguments.shrinkage.unwrap_or(settings.solve.shrinkage);
     value.learning_rate = arguments.learning_rate.unwrap_or(value.learning_rate);
     value.margin = arguments.margin.unwrap_or(value.margin);
     settings.bars.target_probability = 0.0;

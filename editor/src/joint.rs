@@ -39,7 +39,7 @@ pub(crate) struct Desk<'a> {
 }
 
 /// Layer, moment's sample, bits of λ.
-type FactorKey = (usize, [u8; 32], u64, usize);
+type FactorKey = (usize, [u8; 32], u64);
 
 /// Makes factors of second moments, measuring those that are not there yet.
 #[derive(Debug)]
@@ -131,14 +131,12 @@ impl Solver {
         recipe: &Recipe,
         layer: usize,
     ) -> Result<Rc<solve::Factor>> {
-        let solve = &recipe.solve;
-        let (lambda, shrinkage) = (solve.lambda, solve.shrinkage);
-        let key = (layer, recipe.moment.digest(), lambda.to_bits(), shrinkage);
+        let key = (layer, recipe.moment.digest(), recipe.solve.lambda.to_bits());
         if let Some(factor) = self.factors.borrow().get(&key) {
             return Ok(Rc::clone(factor));
         }
         let moment = self.moment(model, recipe, layer)?;
-        let factor = Rc::new(solve::Factor::of(&moment, (lambda, shrinkage), layer)?);
+        let factor = Rc::new(solve::Factor::of(&moment, recipe.solve.lambda, layer)?);
         if factor.ridge > 0.0 {
             tracing::warn!(
                 layer,
@@ -170,7 +168,7 @@ impl Solver {
         layer: usize,
     ) -> Result<Rc<Projection>> {
         let share = recipe.solve.free_energy.unwrap_or_default();
-        let key = (layer, recipe.moment.digest(), u64::from(share), 0);
+        let key = (layer, recipe.moment.digest(), u64::from(share));
         if let Some(projection) = self.projections.borrow().get(&key) {
             return Ok(Rc::clone(projection));
         }

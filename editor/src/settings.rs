@@ -93,10 +93,6 @@ pub struct SolveSettings {
     /// Sampled contexts whose mean key must bring the value about as well as the bare prompt's.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub context_keys: usize,
-    /// MEMIT, ROME: thousandths of the mean of C's diagonal that are added to all of it. A text of few tokens says
-    /// little of the directions that it hardly takes, and C⁻¹ would make most of them.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub shrinkage: usize,
 }
 
 #[expect(
@@ -118,8 +114,6 @@ pub struct OtherMethods {
     pub alphaedit_free_energy: u32,
     #[serde(default)]
     pub context_keys: usize,
-    #[serde(default)]
-    pub shrinkage: usize,
 }
 
 /// The search for the wanted state; `settings.toml` says what each is.
@@ -257,7 +251,6 @@ impl Settings {
             lambda: other.lambda,
             free_energy: None,
             context_keys: other.context_keys,
-            shrinkage: other.shrinkage,
         };
         let mut settings = Self {
             solve: several,
@@ -424,9 +417,6 @@ impl SolveSettings {
             canonical
                 .text("context keys")
                 .number(self.context_keys as u64);
-        }
-        if self.shrinkage > 0 {
-            canonical.text("shrinkage").number(self.shrinkage as u64);
         }
         canonical.finish()
     }

@@ -61,12 +61,8 @@ impl Solution {
 const RIDGES: [f64; 5] = [0.0, 1e-10, 1e-8, 1e-6, 1e-4];
 
 impl Factor {
-    /// Factors λC of the layer, with so many thousandths of the mean of C's diagonal added to all of it.
-    pub(crate) fn of(
-        moment: &Moment,
-        (lambda, shrinkage): (f64, usize),
-        layer: usize,
-    ) -> Result<Self> {
+    /// Factors λC of the layer.
+    pub(crate) fn of(moment: &Moment, lambda: f64, layer: usize) -> Result<Self> {
         let action = "factoring the second moment";
         let scaled = (moment
             .c
@@ -81,10 +77,9 @@ impl Factor {
         if !mean.is_finite() {
             return Err(Error::NotFinite("the second moment"));
         }
-        let shrunk = shrinkage as f64 / 1e3;
         for ridge in RIDGES {
             if let Some((lower, condition)) =
-                cholesky(&scaled, (ridge + shrunk) * mean).map_err(Error::torch(action))?
+                cholesky(&scaled, ridge * mean).map_err(Error::torch(action))?
             {
                 return Ok(Self {
                     lower,
@@ -260,12 +255,7 @@ mod tests {
     fn the_low_rank_form_equals_the_formula_with_the_full_inverse() {
         let moment = moment(24, 400);
         let (keys, wanted, lambda) = (random(24, 5), random(10, 5), 3.0);
-        let solution = memit(
-            &Factor::of(&moment, (lambda, 0), 0).unwrap(),
-            &keys,
-            &wanted,
-        )
-        .unwrap();
+        let solution = memit(&Factor::of(&moment, lambda, 0).unwrap(), &keys, &wanted).unwrap();
         let full = moment.c.to_kind(Kind::Double) * lambda + keys.matmul(&keys.tr());
         let expected = wanted.matmul(&keys.tr()).matmul(&full.inverse());
         let got = solution.left.matmul(&solution.right.tr());
@@ -279,20 +269,20 @@ mod tests {
     fn a_small_lambda_reaches_what_is_wanted_and_leaves_other_keys_nearly_alone() {
         let moment = moment(64, 2000);
         let (keys, wanted) = (random(64, 3) * 10.0, random(8, 3));
-        let solution = memit(&Factor::of(&moment, (1e-3, 0), 0).unwrap(), &keys, &wanted).unwrap();
+        let solution = memit(&Factor::of(&moment, 1e-3, 0).unwrap(), &keys, &wanted).unwrap();
         assert!(solution.unmet < 1e-3, "{}", solution.unmet);
     }
 
     #[test]
     fn a_moment_of_too_little_text_gets_a_ridge_and_one_of_zeros_is_refused() {
-        let thin = Factor::of(&moment(64, 20), (1.0, 0), 3).unwrap();
+        let thin = Factor::of(&moment(64, 20), 1.0, 3).unwrap();
         assert!(thin.ridge > 0.0);
         let zeros = Moment {
             c: Tensor::zeros([8, 8], (Kind::Float, tch::Device::Cpu)),
             tokens: 9,
         };
         assert!(matches!(
-            Factor::of(&zeros, (1.0, 0), 3).unwrap_err(),
+            Factor::of(&zeros, 1.0, 3).unwrap_err(),
             Error::SingularMoment {
                 layer: 3,
                 tokens: 9,
@@ -304,7 +294,7 @@ mod tests {
             tokens: 9,
         };
         assert!(matches!(
-            Factor::of(&broken, (1.0, 0), 3).unwrap_err(),
+            Factor::of(&broken, 1.0, 3).unwrap_err(),
             Error::NotFinite(_)
         ));
     }
@@ -313,7 +303,7 @@ mod tests {
     fn one_fact_by_rome_is_the_papers_formula_and_is_reached_exactly() {
         let moment = moment(24, 400);
         let (key, wanted) = (random(24, 1), random(10, 1));
-        let solution = rome(&Factor::of(&moment, (15.0, 0), 0).unwrap(), &key, &wanted).unwrap();
+        let solution = rome(&Factor::of(&moment, 15.0, 0).unwrap(), &key, &wanted).unwrap();
         let u = moment.c.to_kind(Kind::Double).inverse().matmul(&key);
         let expected = wanted.matmul(&u.tr()) / key.tr().matmul(&u);
         let got = solution.left.matmul(&solution.right.tr());
@@ -353,7 +343,7 @@ mod tests {
         let key = random(24, 1);
         let keys = Tensor::cat(&[&key, &key], 1);
         let wanted = random(6, 2);
-        let solution = memit(&Factor::of(&moment, (1e-6, 0), 0).unwrap(), &keys, &wanted).unwrap();
+        let solution = memit(&Factor::of(&moment, 1e-6, 0).unwrap(), &keys, &wanted).unwrap();
         let got = solution.left.matmul(&solution.right.tr()).matmul(&key);
         let mean = wanted.mean_dim(Some([1].as_slice()), true, Kind::Double);
         assert!(f64::try_from((got - &mean).norm() / mean.norm()).unwrap() < 1e-3);
