@@ -426,6 +426,7 @@ fn random(config: &ModelConfig, device: Device) -> Result<HashMap<String, Tensor
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use clap::Parser;
 

@@ -273,7 +273,7 @@ impl Transformer {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
         kv.make_room(tokens)?;
-        self.through(x, &mut [kv])
+        self.through(&x, &mut [kv])
     }
 
     /// Appends one token to each of several sequences by libtorch, as devices other than the CPU decode, and
@@ -289,7 +289,7 @@ impl Transformer {
             kv.make_room(1)?;
         }
         let x = self.embed(&id_tensor(ids, self.device)?)?;
-        self.through(x, kvs)
+        self.through(&x, kvs)
     }
 
     /// Fails unless each of these tokens can follow on its sequence.
@@ -307,9 +307,9 @@ impl Transformer {
 
     /// Embeddings `x [T, d]` of the next tokens, as many of each sequence, through all layers and the last norm.
     /// Room was made for them.
-    fn through(&self, x: Tensor, kvs: &mut [&mut SequenceKv]) -> Result<Tensor> {
+    fn through(&self, x: &Tensor, kvs: &mut [&mut SequenceKv]) -> Result<Tensor> {
         let tokens = usize::try_from(x.size2()?.0).unwrap_or(0) / kvs.len().max(1);
-        let mut x = self.for_run(&x)?;
+        let mut x = self.for_run(x)?;
         let all_angles = |rope: &Rope| -> Result<Vec<RunAngles>> {
             let each = kvs.iter();
             each.map(|kv| rope.run(kv.len(), tokens, &kv.anchors()))
