@@ -5,6 +5,7 @@
 //! than after a quarter of the time, memory that does not grow. What does not is named, and the run fails.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ use crate::text;
 
 /// Places in the daemon's queue: fewer than there are clients.
 const QUEUE: usize = 4;
+/// Memory for contexts: less than all clients need, so that requests wait for it.
+const KV_BYTES: u64 = 64 << 20;
 /// Names that documents are put under, again and again.
 const NAMES: u64 = 12;
 /// How much of the memory in the middle of the run the end may have besides.
@@ -69,7 +72,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
 async fn soak(arguments: &Arguments) -> Result<serde_json::Value> {
     let folder = crate::temporary_folder()?;
     let tokenizer = ModelFiles::open(&crate::resolve(&arguments.model)?)?.tokenizer;
-    let mut flags = vec![format!("--queue={QUEUE}")];
+    let mut flags = vec![
+        format!("--queue={QUEUE}"),
+        format!("--max-kv-bytes={KV_BYTES}"),
+    ];
     flags.extend(arguments.serve_flag.iter().cloned());
     let daemon = Daemon::start(&arguments.model, folder.path(), &flags).await?;
     let texts = Texts::new(&tokenizer)?;
@@ -96,10 +102,10 @@ async fn soak(arguments: &Arguments) -> Result<serde_json::Value> {
     while Instant::now() < until {
         tokio::time::sleep(Duration::from_secs(1)).await;
         footprints.push(Footprint::of(daemon.id())?);
-        eprint!(
-            "\r\x1b[K{:.0} s left",
-            (until - Instant::now()).as_secs_f64()
-        );
+        if std::io::stderr().is_terminal() {
+            let left = (until - Instant::now()).as_secs_f64();
+            eprint!("\r\x1b[K{left:.0} s left");
+        }
     }
     eprintln!();
     let mut tally = Tally::default();
@@ -107,6 +113,7 @@ async fn soak(arguments: &Arguments) -> Result<serde_json::Value> {
         tally.add(client.map_err(|error| Error::Daemon(error.to_string()))?);
     }
     let left = daemon.idle().await?;
+    let parked = value(&daemon.metrics().await?, "addenda_parked_sequences_total");
     // By then pools of threads, here and in libraries, have as many as the traffic asks for.
     let early = footprints.get(footprints.len() / 4);
     let early = *early.ok_or_else(|| Error::Content("a soak takes seconds".to_owned()))?;
@@ -147,7 +154,7 @@ async fn soak(arguments: &Arguments) -> Result<serde_json::Value> {
     Ok(json!({
         "model": arguments.model, "seconds": arguments.seconds, "clients": arguments.clients,
         "answers": tally.answers, "given_up": tally.given_up, "refused": tally.refused,
-        "documents": tally.documents, "facts": tally.facts,
+        "documents": tally.documents, "facts": tally.facts, "parked": parked,
         "resident_mib": { "early": early.resident_mib, "middle": middle, "last": last },
         "threads": after.threads, "open_files": after.files,
     }))
@@ -395,14 +402,23 @@ impl Footprint {
     }
 }
 
+/// One of the daemon's metrics.
+fn value(page: &str, name: &str) -> Option<u64> {
+    let lines = page.lines().filter_map(|line| line.split_once(' '));
+    let mut values = lines.filter(|(own, _)| *own == name);
+    values.next()?.1.parse().ok()
+}
+
 impl Daemon {
-    /// Whether the daemon comes to run nothing and to hold no KV memory, by its own metrics.
+    /// Whether the daemon comes to run nothing and to hold no KV memory but that of kept beginnings, by its own
+    /// metrics.
     async fn idle(&self) -> Result<bool> {
         let until = Instant::now() + PATIENCE;
         loop {
             let page = self.metrics().await?;
-            let zero = |name: &str| page.lines().any(|line| line == format!("{name} 0"));
-            if zero("addenda_running_sequences") && zero("addenda_kv_bytes") {
+            let value = |name: &str| value(&page, name);
+            let runs = value("addenda_running_sequences") != Some(0);
+            if !runs && value("addenda_kv_bytes") == value("addenda_prefix_bytes") {
                 return Ok(true);
             }
             if Instant::now() > until {

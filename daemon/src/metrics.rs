@@ -78,6 +78,7 @@ pub(crate) struct Metrics {
     running: Gauge,
     waiting: Gauge,
     kv_bytes: Gauge,
+    prefix_bytes: Gauge,
     facts: Gauge,
     store_bytes: Gauge,
     packets: Gauge,
@@ -148,6 +149,8 @@ impl Metrics {
             "kv_bytes",
             "KV memory of running sequences and kept beginnings, packets not counted",
         );
+        let help = "KV memory of kept beginnings, which running sequences may share";
+        let prefix_bytes = gauge("prefix_bytes", help);
         let facts = gauge("active_facts", "Facts in the served weights");
         let store_bytes = gauge("store_bytes", "Bytes of packets on disk");
         let packets = gauge("packets", "Packets that can be read");
@@ -177,6 +180,7 @@ impl Metrics {
             running,
             waiting,
             kv_bytes,
+            prefix_bytes,
             facts,
             store_bytes,
             packets,
@@ -209,11 +213,12 @@ impl Metrics {
         counter.inc_by(took.as_secs_f64());
     }
 
-    /// What the engine holds between two rounds.
-    pub(crate) fn holds(&self, sequences: usize, kv_bytes: usize) {
+    /// What the engine holds between two rounds: KV memory in all, and of kept beginnings.
+    pub(crate) fn holds(&self, sequences: usize, (kv_bytes, prefix_bytes): (usize, usize)) {
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.running.set(count(sequences));
         self.kv_bytes.set(count(kv_bytes));
+        self.prefix_bytes.set(count(prefix_bytes));
     }
 
     /// All of it, in Prometheus' text form.
@@ -312,7 +317,7 @@ mod tests {
         metrics.document("revision");
         metrics.phase(Phase::Solve, Duration::from_millis(1500));
         metrics.phase(Phase::Solve, Duration::from_millis(500));
-        metrics.holds(3, 4096);
+        metrics.holds(3, (4096, 1024));
         let mut store = Stats::default();
         store.disk_bytes = 1_000;
         let now = Now {
@@ -330,6 +335,7 @@ mod tests {
             "addenda_edit_phase_seconds_total{phase=\"solving for the weights\"} 2.0",
             "addenda_running_sequences 3",
             "addenda_kv_bytes 4096",
+            "addenda_prefix_bytes 1024",
             "addenda_waiting_requests 2",
             "addenda_active_facts 7",
             "addenda_store_bytes 1000",

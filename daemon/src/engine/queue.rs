@@ -219,6 +219,26 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_least_comes_first_and_of_those_the_oldest_if_there_is_room() {
+        let queue = Queue::new(8);
+        for item in [("a", 1), ("a", 2), ("b", 3), ("c", 4), ("b", 5)] {
+            queue.push(item).unwrap();
+        }
+        // Of a's requests two run already, of the others' one each; c is not asked.
+        let rank = |item: &(&str, u32)| match item.0 {
+            "a" => Some(2),
+            "b" => Some(1),
+            _ => None,
+        };
+        assert_eq!(queue.take_least_if(rank, |_| true), Some(("b", 3)));
+        // The next one does not fit: nobody overtakes it.
+        assert_eq!(queue.take_least_if(rank, |item| item.1 != 5), None);
+        assert_eq!(queue.take_least_if(rank, |_| true), Some(("b", 5)));
+        assert_eq!(queue.take_least_if(rank, |_| true), Some(("a", 1)));
+        assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
     fn a_closed_queue_takes_nothing_but_gives_what_it_has() {
         let queue = Queue::new(2);
         queue.push(1).unwrap();

@@ -301,7 +301,8 @@ impl Floor {
         if let Some(place) = round.prefill {
             self.turn = place;
         }
-        self.metrics.holds(self.sequences.len(), model.kv_bytes());
+        let held = (model.kv_bytes(), self.prefixes.bytes());
+        self.metrics.holds(self.sequences.len(), held);
         let both = (model, &*self.tokenizer, &*self.metrics);
         let started = Instant::now();
         let (stepped, others) = decode::step(&mut self.sequences, &round.decode, both);
