@@ -154,8 +154,8 @@ fn once(model: &Transformer, ids: &[u32], arguments: &Arguments) -> Result<(f64,
 }
 
 /// The likeliest id in each of `logits [rows, vocab]`.
-fn greedy(logits: &tch::Tensor) -> Result<Vec<u32>> {
-    let best = logits.f_argmax(-1, false)?;
+pub(crate) fn greedy(logits: &tch::Tensor) -> Result<Vec<u32>> {
+    let best = logits.f_argmax(-1, false)?.f_to_device(tch::Device::Cpu)?;
     let best = Vec::<i64>::try_from(best)?;
     let ids = best.into_iter().map(|id| u32::try_from(id).unwrap_or(0));
     Ok(ids.collect())

@@ -17,7 +17,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result, io};
-use crate::prefill::median;
+use crate::prefill::{greedy, median};
 use crate::store::packet::Sample;
 
 /// Tokens of a prompt that are computed in one pass.
@@ -150,7 +150,7 @@ impl Bench {
             last = Some(self.model.forward(Input::Ids(chunk), kv)?);
         }
         let last = last.ok_or_else(|| Error::Config("a question needs tokens".to_owned()))?;
-        chosen(&self.model.logits(&last.f_narrow(0, -1, 1)?)?)
+        greedy(&self.model.logits(&last.f_narrow(0, -1, 1)?)?)
     }
 
     /// Documents computed alone and put into a store.
@@ -191,7 +191,7 @@ impl Bench {
                     for _ in 0..arguments.decode {
                         let mut borrowed: Vec<&mut SequenceKv> = kvs.iter_mut().collect();
                         let hidden = self.model.decode(&next, &mut borrowed)?;
-                        next = chosen(&self.model.decode_logits(&hidden)?)?;
+                        next = greedy(&self.model.decode_logits(&hidden)?)?;
                     }
                     Ok(())
                 })?;
@@ -325,15 +325,6 @@ fn forget(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The likeliest id of each row.
-fn chosen(logits: &Tensor) -> Result<Vec<u32>> {
-    let best = Vec::<i64>::try_from(logits.f_argmax(-1, false)?.f_to_device(Device::Cpu)?)?;
-    Ok(best
-        .into_iter()
-        .map(|id| u32::try_from(id).unwrap_or(0))
-        .collect())
 }
 
 /// The processor's name, as the system has it.

@@ -88,13 +88,7 @@ pub(crate) struct Packets {
 impl Packets {
     pub(crate) fn new(store: Arc<Store>, loaded: &Loaded, codec: Codec) -> Self {
         let config = &loaded.config;
-        let shape = PacketShape {
-            layers: config.num_layers,
-            kv_heads: config.num_kv_heads,
-            tokens: 0,
-            head_dim: config.head_dim,
-            kind: loaded.kind,
-        };
+        let shape = PacketShape::of(config, loaded.kind, 0);
         let identity = Identity {
             tokenizer: loaded.tokenizer.fingerprint(),
             rope: rope(config),

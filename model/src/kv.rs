@@ -73,39 +73,19 @@ impl SequenceKv {
         (kind, device): (Kind, Device),
         held: &Held,
     ) -> Result<Self> {
-        let shape = PacketShape {
-            layers: config.num_layers,
-            kv_heads: config.num_kv_heads,
-            tokens: 0,
-            head_dim: config.head_dim,
-            kind,
-        };
-        Self::counted(shape, config.context, device, held)
-    }
-
-    /// An empty context of at most `context` tokens that reads packets of `shape`.
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn of_shape(shape: PacketShape, context: usize, device: Device) -> Result<Self> {
-        Self::counted(shape, context, device, &Held::default())
-    }
-
-    fn counted(shape: PacketShape, context: usize, device: Device, held: &Held) -> Result<Self> {
+        let shape = PacketShape::of(config, kind, 0);
         let empty = [int(shape.kv_heads), 0, int(shape.head_dim)];
-        let layers = (0..shape.layers)
-            .map(|_| Tail::new(empty, shape.kind, device))
-            .collect::<Result<_>>()?;
+        let layers = (0..shape.layers).map(|_| Tail::new(empty, kind, device));
         Ok(Self {
             blocks: Vec::new(),
-            layers,
+            layers: layers.collect::<Result<_>>()?,
             spans: Vec::new(),
             own_tokens: 0,
             tokens: 0,
-            context,
+            context: config.context,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
-            kind: shape.kind,
+            kind,
             device,
             held: held.clone(),
             share: held.share(0),

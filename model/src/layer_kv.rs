@@ -201,11 +201,6 @@ impl Tail {
             .map_or(0, |(_, rows, _)| usize::try_from(rows).unwrap_or(0))
     }
 
-    /// The same `rows` in memory for `capacity` of them.
-    pub(crate) fn grown(&self, rows: usize, capacity: usize) -> Result<Self> {
-        self.rest(0, rows, capacity)
-    }
-
     /// `rows` from row `from` on in memory of their own, for `capacity` of them at least.
     pub(crate) fn rest(&self, from: usize, rows: usize, capacity: usize) -> Result<Self> {
         let copy = |old: &Tensor| -> Result<Tensor> {

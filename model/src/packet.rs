@@ -4,6 +4,7 @@
 //! stands in a sequence is known to the sequence alone (see [`SequenceKv`](crate::SequenceKv)).
 //! Nothing here knows where the bytes come from.
 
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::tensor::{borrow_bytes, element_size, int, to_bytes};
 use tch::{Device, Kind, Tensor};
@@ -24,6 +25,18 @@ pub struct PacketShape {
 }
 
 impl PacketShape {
+    /// The shape of so many tokens' KV in a model of `config` that computes in `kind`.
+    #[must_use]
+    pub fn of(config: &ModelConfig, kind: Kind, tokens: usize) -> Self {
+        Self {
+            layers: config.num_layers,
+            kv_heads: config.num_kv_heads,
+            tokens,
+            head_dim: config.head_dim,
+            kind,
+        }
+    }
+
     /// Bytes of the keys of one layer; the values take as many.
     ///
     /// # Errors

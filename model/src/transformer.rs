@@ -14,8 +14,9 @@ use crate::layers::attention::Run;
 use crate::layers::block::Block;
 use crate::layers::norm::RmsNorm;
 use crate::layers::rope::{Rope, RunAngles};
+use crate::packet::PacketShape;
 use crate::taps::{Overlay, Pass};
-use crate::tensor::{NoGrad, element_size, ids as id_tensor, in_kind, int, multiplies_f32_faster};
+use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
 use crate::weights::Weights;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -236,9 +237,8 @@ impl Transformer {
     /// Bytes of KV of one token.
     #[must_use]
     pub fn kv_token_bytes(&self) -> usize {
-        let config = &self.config;
-        let element = element_size(self.kind).unwrap_or(0);
-        2 * config.num_layers * config.num_kv_heads * config.head_dim * element
+        let token = PacketShape::of(&self.config, self.kind, 1);
+        token.bytes().unwrap_or(0)
     }
 
     /// Bytes of memory that all contexts of this model hold, with the blocks that they share; packets are not

@@ -245,13 +245,8 @@ impl Sequence {
         if segments.any(|segment| !segment.packets().is_empty()) {
             return Err(Error::Stale);
         }
-        self.kv = model.new_kv()?;
-        self.prefill.restart(&[]);
-        match &mut self.task {
-            Task::Generate(_) => {}
-            Task::Score(scoring) => scoring.restart(),
-            Task::Trace(tracing) => tracing.restart(),
-        }
+        // Nothing was answered yet, so all of it goes on.
+        self.start_over(model)?;
         self.under = now;
         Ok(())
     }
@@ -300,25 +295,31 @@ impl Sequence {
     /// # Errors
     /// libtorch's.
     pub(crate) fn park(&mut self, model: &Transformer) -> Result<()> {
+        self.parked = self.start_over(model)?;
+        let begun = match &self.task {
+            Task::Generate(generating) => generating.has_begun(),
+            Task::Score(_) | Task::Trace(_) => false,
+        };
+        self.catching_up = self.parked && begun;
+        Ok(())
+    }
+
+    /// Begins with an empty context again; whether there is anything to compute in it.
+    fn start_over(&mut self, model: &Transformer) -> Result<bool> {
         self.kv = model.new_kv()?;
-        (self.parked, self.catching_up) = (true, false);
-        match &mut self.task {
-            Task::Generate(generating) => {
-                let (answered, goes_on) = generating.restart()?;
-                self.prefill.restart(answered);
-                self.parked = goes_on;
-                self.catching_up = goes_on && generating.has_begun();
-            }
+        let (answered, goes_on) = match &mut self.task {
+            Task::Generate(generating) => generating.restart()?,
             Task::Score(scoring) => {
                 scoring.restart();
-                self.prefill.restart(&[]);
+                (&[][..], true)
             }
             Task::Trace(tracing) => {
                 tracing.restart();
-                self.prefill.restart(&[]);
+                (&[][..], true)
             }
-        }
-        Ok(())
+        };
+        self.prefill.restart(answered);
+        Ok(goes_on)
     }
 
     /// Goes on, now that there is memory for its context.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use addenda_model::tensor::{element_size, kind_name};
+use addenda_model::PacketShape;
+use addenda_model::tensor::kind_name;
 use addenda_proto::addenda::v1::admin_server::Admin;
 use addenda_proto::addenda::v1::{
     BackupChunk, BackupRequest, CompactProgress, CompactRequest, InfoRequest, InfoResponse,
@@ -66,8 +67,7 @@ fn info(daemon: &Daemon, serving: &Serving, packets: u64) -> InfoResponse {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let (loaded, state) = (&serving.loaded, daemon.engine.state());
     let config = &loaded.config;
-    let element = element_size(loaded.kind).unwrap_or(0);
-    let per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * element;
+    let per_token = PacketShape::of(config, loaded.kind, 1).bytes().unwrap_or(0);
     InfoResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         model: daemon.config.model.clone(),

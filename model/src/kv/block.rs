@@ -88,7 +88,7 @@ impl SequenceKv {
         let (rows, wanted) = (self.tail_rows(), self.tail_rows() + tokens);
         if wanted > self.capacity() {
             let capacity = larger(self.capacity(), wanted);
-            let grown = self.layers.iter().map(|tail| tail.grown(rows, capacity));
+            let grown = self.layers.iter().map(|tail| tail.rest(0, rows, capacity));
             self.layers = grown.collect::<Result<_>>()?;
         }
         self.count();
@@ -256,7 +256,7 @@ impl SequenceKv {
     }
 
     /// Tokens that the tail has memory for.
-    fn capacity(&self) -> usize {
+    pub(super) fn capacity(&self) -> usize {
         self.layers.first().map_or(0, Tail::capacity)
     }
 

@@ -2,7 +2,6 @@
 
 use super::SequenceKv;
 use crate::error::Result;
-use crate::layer_kv::Tail;
 use crate::tensor::NoGrad;
 
 impl SequenceKv {
@@ -13,11 +12,9 @@ impl SequenceKv {
     pub fn branch(&mut self) -> Result<Self> {
         let _guard = NoGrad::new();
         self.seal()?;
-        let (rows, capacity) = (
-            self.tail_rows(),
-            self.layers.first().map_or(0, Tail::capacity),
-        );
-        let layers = self.layers.iter().map(|tail| tail.grown(rows, capacity));
+        let (rows, capacity) = (self.tail_rows(), self.capacity());
+        let layers = self.layers.iter();
+        let layers = layers.map(|tail| tail.rest(0, rows, capacity));
         let mut branch = Self {
             layers: layers.collect::<Result<_>>()?,
             blocks: self.blocks.clone(),
