@@ -257,6 +257,7 @@ fn header(number: u8, document: &str) -> PacketHeader {
         revision: [3; 32],
         tokenizer: [4; 32],
         adapter: [0; 32],
+        primer: [number % 2; 32],
         tokens: 3,
         dtype: "bf16".into(),
         rope: "default theta=10000".into(),

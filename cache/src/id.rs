@@ -10,7 +10,11 @@ use std::str::FromStr;
 use crate::canonical::Encoder;
 
 /// Version of what a packet's bytes mean. Part of the key, so packets of another format miss.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+/// That of packets without a primer, which mean what they meant before there were any.
+const WITHOUT_PRIMER: u32 = 1;
+/// The digest of no primer.
+pub(crate) const NO_PRIMER: [u8; 32] = [0; 32];
 
 const KEY_CONTEXT: &str = "addenda 2025 packet key";
 const ID_CONTEXT: &str = "addenda 2025 packet id";
@@ -81,6 +85,8 @@ pub struct KeyFields<'a> {
     pub tokenizer: &'a [u8; 32],
     /// Digest of the adapter's soft tokens; zeros for none.
     pub adapter: &'a [u8; 32],
+    /// Digest of the primer, the tokens that the packet is computed behind; zeros for none.
+    pub primer: &'a [u8; 32],
     /// The document's token ids.
     pub token_ids: &'a [u32],
     /// Element type of the stored KV, such as "bf16".
@@ -95,8 +101,11 @@ impl PacketKey {
     /// Derives the key of a packet that may not exist yet.
     #[must_use]
     pub fn derive(fields: &KeyFields<'_>) -> Self {
-        let encoded = Encoder::new()
-            .u32(FORMAT)
+        let format = match *fields.primer {
+            NO_PRIMER => Encoder::new().u32(WITHOUT_PRIMER),
+            _ => Encoder::new().u32(FORMAT).bytes(fields.primer),
+        };
+        let encoded = format
             .bytes(fields.revision)
             .bytes(fields.tokenizer)
             .bytes(fields.adapter)
@@ -148,6 +157,7 @@ mod tests {
         revision: &[1; 32],
         tokenizer: &[2; 32],
         adapter: &[0; 32],
+        primer: &[0; 32],
         token_ids: &[5, 6, 7],
         dtype: "bf16",
         rope: "default theta=10000",
@@ -177,6 +187,10 @@ mod tests {
             },
             KeyFields {
                 adapter: &[9; 32],
+                ..FIELDS
+            },
+            KeyFields {
+                primer: &[9; 32],
                 ..FIELDS
             },
             KeyFields {

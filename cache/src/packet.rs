@@ -5,10 +5,11 @@
 
 use crate::canonical::{Decoder, Encoder, Malformed};
 use crate::error::{Error, Result};
-use crate::id::PacketKey;
+use crate::id::{NO_PRIMER, PacketKey};
 
-/// Version of the header's encoding.
-const HEADER_VERSION: u16 = 1;
+/// Version of the header's encoding; a header without a primer is one of version 1, before there were any.
+const HEADER_VERSION: u16 = 2;
+const WITHOUT_PRIMER: u16 = 1;
 
 /// Longest namespace, bytes.
 pub const MAX_NAMESPACE: usize = 64;
@@ -36,6 +37,8 @@ pub struct PacketHeader {
     pub tokenizer: [u8; 32],
     /// Digest of the adapter; zeros for none.
     pub adapter: [u8; 32],
+    /// Digest of the primer, the tokens that it was computed behind and that are no part of it; zeros for none.
+    pub primer: [u8; 32],
     /// Tokens of the packet, soft ones included; at least 1.
     pub tokens: u32,
     /// Element type of the body, such as "bf16"; 1 to 32 bytes.
@@ -55,7 +58,7 @@ pub struct PacketHeader {
 impl PacketHeader {
     /// The canonical encoding, as it is stored.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        self.encode_identity(Encoder::new().u16(HEADER_VERSION))
+        self.encode_identity()
             .text(&self.document)
             .u64(self.created_at_ms)
             .finish()
@@ -64,11 +67,17 @@ impl PacketHeader {
     /// What of the header enters the packet id: all but the name and the time of the first put, so that the same
     /// packet made twice has one id.
     pub(crate) fn identity(&self) -> Vec<u8> {
-        self.encode_identity(Encoder::new().u16(HEADER_VERSION))
-            .finish()
+        self.encode_identity().finish()
     }
 
-    fn encode_identity(&self, encoder: Encoder) -> Encoder {
+    fn encode_identity(&self) -> Encoder {
+        let primed = self.primer != NO_PRIMER;
+        let version = if primed { HEADER_VERSION } else { WITHOUT_PRIMER };
+        let encoder = Encoder::new().u16(version);
+        let encoder = match primed {
+            true => encoder.bytes(&self.primer),
+            false => encoder,
+        };
         encoder
             .bytes(self.key.as_bytes())
             .text(&self.namespace)
@@ -87,10 +96,13 @@ impl PacketHeader {
     /// Reads what [`PacketHeader::encode`] wrote.
     pub(crate) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
         let mut decoder = Decoder::new(bytes);
-        if decoder.u16("header version")? != HEADER_VERSION {
-            return Err(Malformed("header version"));
-        }
+        let primer = match decoder.u16("header version")? {
+            WITHOUT_PRIMER => NO_PRIMER,
+            HEADER_VERSION => decoder.array("primer")?,
+            _ => return Err(Malformed("header version")),
+        };
         let mut header = Self {
+            primer,
             key: PacketKey::from_bytes(decoder.array("key")?),
             namespace: decoder.text("namespace", MAX_NAMESPACE)?.to_owned(),
             document: String::new(),
@@ -109,6 +121,10 @@ impl PacketHeader {
         header.document = decoder.text("document", MAX_DOCUMENT)?.to_owned();
         header.created_at_ms = decoder.u64("created_at_ms")?;
         decoder.finish()?;
+        if header.encode() != bytes {
+            // A primer of zeros is none, which has another encoding.
+            return Err(Malformed("primer"));
+        }
         header
             .check()
             .map_err(|_| Malformed("header out of bounds"))?;
@@ -184,6 +200,7 @@ mod tests {
             revision: [3; 32],
             tokenizer: [4; 32],
             adapter: [0; 32],
+            primer: [5; 32],
             tokens: 512,
             dtype: "bf16".into(),
             rope: "default theta=10000".into(),
@@ -197,6 +214,16 @@ mod tests {
     #[test]
     fn a_header_decodes_to_what_was_encoded() {
         assert_eq!(PacketHeader::decode(&header().encode()).unwrap(), header());
+    }
+
+    #[test]
+    fn a_header_without_a_primer_is_encoded_as_before_there_were_any() {
+        let mut without = header();
+        without.primer = [0; 32];
+        let bytes = without.encode();
+        assert_eq!(bytes[..2], 1_u16.to_le_bytes());
+        assert_eq!(PacketHeader::decode(&bytes).unwrap(), without);
+        assert_ne!(without.identity(), header().identity());
     }
 
     #[test]

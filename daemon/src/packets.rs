@@ -18,6 +18,10 @@ use crate::engine::command::{Built, NO_ADAPTER, Origin};
 use crate::engine::load::Loaded;
 use crate::error::{Error, Result};
 use crate::jobs::now_ms;
+use crate::prompt;
+
+/// Domain of a primer's digest.
+const PRIMER_CONTEXT: &str = "addenda 2026-11 primer v1";
 
 /// A packet on its way to the engine: verified bytes and what they mean.
 #[derive(Debug, Clone)]
@@ -43,6 +47,8 @@ impl PacketSource {
 #[derive(Debug, Clone)]
 struct Identity {
     tokenizer: [u8; 32],
+    /// What packets are computed behind.
+    primer: [u8; 32],
     rope: String,
     shape: PacketShape,
     /// How packets are kept from now on.
@@ -56,6 +62,7 @@ pub(crate) enum Differs {
     Adapter,
     Codec,
     Rope,
+    Primer,
     Tokenizer,
 }
 
@@ -89,8 +96,11 @@ impl Packets {
     pub(crate) fn new(store: Arc<Store>, loaded: &Loaded, codec: Codec) -> Self {
         let config = &loaded.config;
         let shape = PacketShape::of(config, loaded.kind, 0);
+        let template = loaded.chat_template.as_deref();
+        let primer = prompt::primer(&loaded.tokenizer, template);
         let identity = Identity {
             tokenizer: loaded.tokenizer.fingerprint(),
+            primer: primer_digest(&primer),
             rope: rope(config),
             shape,
             codec,
@@ -98,10 +108,11 @@ impl Packets {
         Self { store, identity }
     }
 
-    /// The same, with packets that are kept as they were computed.
-    pub(crate) fn uncoded(&self) -> Self {
+    /// The same for packets of whole beginnings: computed behind nothing, and kept as they were computed.
+    pub(crate) fn joint(&self) -> Self {
         let mut packets = self.clone();
         packets.identity.codec = Codec::None;
+        packets.identity.primer = primer_digest(&[]);
         packets
     }
 
@@ -120,6 +131,7 @@ impl Packets {
             revision: &origin.revision.0,
             tokenizer: &self.identity.tokenizer,
             adapter: &origin.adapter.0,
+            primer: &self.identity.primer,
             token_ids: ids,
             dtype: self.dtype(),
             rope: &self.identity.rope,
@@ -142,6 +154,7 @@ impl Packets {
             revision: built.origin.revision.0,
             tokenizer: self.identity.tokenizer,
             adapter: built.origin.adapter.0,
+            primer: self.identity.primer,
             tokens: count(built.tokens),
             dtype: self.dtype().to_owned(),
             rope: self.identity.rope.clone(),
@@ -228,10 +241,19 @@ impl Packets {
         if header.rope != self.identity.rope {
             return stale(Differs::Rope, "made with other RoPE settings".to_owned());
         }
+        if header.primer != self.identity.primer {
+            let reason = "computed behind other tokens, or behind none".to_owned();
+            return stale(Differs::Primer, reason);
+        }
         if header.tokenizer != self.identity.tokenizer {
             return stale(Differs::Tokenizer, "made with another tokenizer".to_owned());
         }
         None
+    }
+
+    /// Digest of what packets are computed behind; zeros for nothing.
+    pub(crate) fn primer(&self) -> Digest {
+        Digest(self.identity.primer)
     }
 
     /// The RoPE settings as keys and headers spell them.
@@ -243,6 +265,15 @@ impl Packets {
     pub(crate) fn dtype(&self) -> &'static str {
         self.identity.codec.dtype(self.identity.shape.kind)
     }
+}
+
+/// BLAKE3 of a primer's token ids; zeros for none.
+fn primer_digest(ids: &[u32]) -> [u8; 32] {
+    if ids.is_empty() {
+        return [0; 32];
+    }
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    blake3::derive_key(PRIMER_CONTEXT, &bytes)
 }
 
 /// RoPE settings in one canonical spelling.

@@ -105,6 +105,16 @@ impl Ask {
     }
 }
 
+/// The primer, behind which packets are computed: what stands before the documents of a request that says nothing
+/// before them itself, of a chat where the model's template makes one of a question alone, else of a text.
+pub(crate) fn primer(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {
+    let chat = template.and_then(|_| {
+        let chat = Ask::question("", template);
+        around_documents(&chat, tokenizer, template).ok()
+    });
+    chat.map_or_else(|| Vec::from_iter(tokenizer.text_start()), |framed| framed.before)
+}
+
 /// What stands before the documents of requests that say nothing before them themselves: a text, and
 /// a chat without a system message.
 ///

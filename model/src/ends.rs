@@ -128,7 +128,8 @@ impl Transformer {
                 continue;
             }
             let seen = (Some(pick(&early, block.window())), None);
-            let (out, seen) = block.forward_batch(&x, self.rope(block), seen, &mut begun)?;
+            let angles = self.rope(block).angles(0, start)?;
+            let (out, seen) = block.forward_batch(&x, &angles, seen, &mut begun)?;
             before.push(Some(seen));
             x = out;
         }
@@ -163,11 +164,14 @@ impl Transformer {
             });
         }
         let mut x = ends.f_to_kind(self.kind)?;
+        let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
         let blocks = self.blocks.get(beginnings.layer + 1..).unwrap_or_default();
         for (block, before) in blocks.iter().zip(&beginnings.before) {
             let visible = Some(pick(&beginnings.visible, block.window()));
             let seen = (visible, before.as_ref());
-            (x, _) = block.forward_batch(&x, self.rope(block), seen, pass)?;
+            let at = before.as_ref().map_or(0, Before::tokens);
+            let angles = self.rope(block).angles(at, tokens)?;
+            (x, _) = block.forward_batch(&x, &angles, seen, pass)?;
         }
         self.norm.forward(&x)
     }

@@ -202,6 +202,20 @@ impl SequenceKv {
                 "a packet can only be made of tokens that were computed together".to_owned(),
             ));
         }
+        self.into_own_packet()
+    }
+
+    /// The tokens behind the packets that the context begins with, their keys as they lie.
+    ///
+    /// # Errors
+    /// Packets stand among its own tokens, or libtorch's.
+    pub(crate) fn into_own_packet(self) -> Result<PacketKv> {
+        let own = |span: &&Span| matches!(span, Span::Own { .. });
+        if self.spans.iter().filter(own).count() > 1 || !self.spans.last().is_some_and(|s| own(&s)) {
+            return Err(Error::Invalid(
+                "a packet can only be made of tokens that were computed together".to_owned(),
+            ));
+        }
         let layers = (0..self.layers.len()).map(|index| {
             let (keys, values) = self.own_rows(index, 0, self.own_tokens)?;
             Ok(Plane {

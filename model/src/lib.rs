@@ -44,7 +44,7 @@ pub use model_files::ModelFiles;
 pub use packet::{PacketKv, PacketShape};
 pub use revision::revision;
 pub use sampler::{Sampled, Sampler, SamplingParams};
-pub use taps::{Action, Mask, Overlay, Pass, Site, Tap};
+pub use taps::{Action, Isolated, Mask, Overlay, Pass, Site, Tap};
 pub use tokenizer::{Encoding, TextStream, Tokenizer};
 pub use transformer::{Input, Transformer};
 pub use weights::Weights;

@@ -8,6 +8,7 @@
 use crate::error::{Error, Result};
 use crate::tensor::int;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use tch::{Device, Tensor};
 
 /// A place in every layer that a tap can be put at.
@@ -53,9 +54,79 @@ pub enum Mask {
     /// Each token sees itself and all before it.
     #[default]
     Causal,
-    /// The packets' mask: a token inside a block (start, length) sees itself and what stands
-    /// before it in its block; one outside of all blocks sees everything before it.
-    Blocks(Vec<(usize, usize)>),
+    /// The packets' mask: a token inside a document sees itself and what stands before it there;
+    /// one outside of all documents sees everything before it but their primers.
+    Documents(Vec<Isolated>),
+}
+
+/// A document in a row, as its packet is built: behind a primer of its own that nobody else sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isolated {
+    /// Where its primer begins, or, without one, the document.
+    pub start: usize,
+    /// Tokens of the primer. They take no positions of the row: they stand at those right before
+    /// the document's first.
+    pub primer: usize,
+    /// Tokens of the document, soft ones included.
+    pub tokens: usize,
+}
+
+impl Mask {
+    fn documents(&self) -> &[Isolated] {
+        match self {
+            Self::Causal => &[],
+            Self::Documents(documents) => documents,
+        }
+    }
+
+    /// Positions of the `tokens` of a row, where they are not 0, 1, ….
+    ///
+    /// # Errors
+    /// A document outside of the row, or a primer with too little before its document.
+    pub(crate) fn positions(&self, tokens: usize) -> Result<Option<Vec<i64>>> {
+        let documents = self.documents();
+        if documents.iter().all(|document| document.primer == 0) {
+            return Ok(None);
+        }
+        let mut positions = Vec::with_capacity(tokens);
+        let mut next = 0;
+        for document in documents {
+            let range = document.range(tokens)?;
+            let before = range.start.checked_sub(positions.len());
+            let before = before.ok_or_else(|| document.misfit(tokens))?;
+            positions.extend((next..).take(before));
+            next += int(before);
+            let first = next - int(document.primer);
+            if first < 0 {
+                return Err(document.misfit(tokens));
+            }
+            positions.extend((first..).take(range.len()));
+            next += int(document.tokens);
+        }
+        positions.extend((next..).take(tokens - positions.len()));
+        Ok(Some(positions))
+    }
+}
+
+impl Isolated {
+    /// Primer and document, in a row of so many tokens.
+    fn range(&self, tokens: usize) -> Result<Range<usize>> {
+        let end = self.primer.checked_add(self.tokens);
+        let end = end.and_then(|own| self.start.checked_add(own));
+        let end = end.filter(|end| *end <= tokens);
+        Ok(self.start..end.ok_or_else(|| self.misfit(tokens))?)
+    }
+
+    fn misfit(&self, tokens: usize) -> Error {
+        let Self {
+            start,
+            primer,
+            tokens: own,
+        } = self;
+        Error::Invalid(format!(
+            "a document of {own} tokens behind a primer of {primer} at {start} does not fit {tokens} tokens"
+        ))
+    }
 }
 
 /// The terms of one batched pass.
@@ -140,31 +211,30 @@ impl<'a> Pass<'a> {
         device: Device,
     ) -> Result<Option<Tensor>> {
         let windowed = window.is_some_and(|window| tokens > window);
-        let blocks = match &self.mask {
-            Mask::Causal if !windowed => return Ok(None),
-            Mask::Causal => &[][..],
-            Mask::Blocks(blocks) => blocks,
-        };
-        // Which block a token is of, 0 for none.
-        let mut block = vec![0_i64; tokens];
-        for (number, &(start, len)) in blocks.iter().enumerate() {
-            let range = start
-                .checked_add(len)
-                .and_then(|end| block.get_mut(start..end));
-            let range = range.ok_or_else(|| {
-                Error::Invalid(format!(
-                    "a block {start}+{len} does not fit {tokens} tokens"
-                ))
-            })?;
-            range.fill(int(number) + 1);
+        if self.mask == Mask::Causal && !windowed {
+            return Ok(None);
         }
-        let block = Tensor::f_from_slice(&block)?.f_to_device(device)?;
-        let position = Tensor::f_arange(int(tokens), (tch::Kind::Int64, device))?;
-        let back = position.f_unsqueeze(1)?.f_sub(&position)?;
-        let own = block.f_unsqueeze(1)?.f_eq_tensor(&block)?;
-        let free = block.f_eq(0)?.f_unsqueeze(1)?;
-        let mut visible = back.f_ge(0)?.f_logical_and(&own.f_logical_or(&free)?)?;
+        // Which document a token is of, 0 for none; and whether others see it.
+        let (mut of, mut open) = (vec![0_i64; tokens], vec![1_i64; tokens]);
+        for (number, document) in self.mask.documents().iter().enumerate() {
+            let range = document.range(tokens)?;
+            let primer = open.get_mut(range.start..range.start + document.primer);
+            primer.unwrap_or_default().fill(0);
+            of.get_mut(range).unwrap_or_default().fill(int(number) + 1);
+        }
+        let tensor = |numbers: &[i64]| Tensor::f_from_slice(numbers)?.f_to_device(device);
+        let (of, open) = (tensor(&of)?, tensor(&open)?.f_eq(1)?);
+        let order = Tensor::f_arange(int(tokens), (tch::Kind::Int64, device))?;
+        let before = order.f_unsqueeze(1)?.f_ge_tensor(&order)?;
+        let own = of.f_unsqueeze(1)?.f_eq_tensor(&of)?;
+        let free = of.f_eq(0)?.f_unsqueeze(1)?.f_logical_and(&open)?;
+        let mut visible = before.f_logical_and(&own.f_logical_or(&free)?)?;
         if let Some(window) = window {
+            let position = match self.mask.positions(tokens)? {
+                Some(positions) => tensor(&positions)?,
+                None => order,
+            };
+            let back = position.f_unsqueeze(1)?.f_sub(&position)?;
             visible = visible.f_logical_and(&back.f_lt(int(window))?)?;
         }
         Ok(Some(visible))

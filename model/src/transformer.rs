@@ -532,16 +532,26 @@ impl Transformer {
                 context: self.config.context,
             });
         }
-        let full = pass.visible(tokens, None, self.device)?;
-        let windowed = pass.visible(tokens, self.config.sliding_window, self.device)?;
+        let positions = pass.mask.positions(tokens)?;
+        let angles = |rope: &Rope| match &positions {
+            Some(positions) => rope.angles_at(positions),
+            None => rope.angles(0, tokens),
+        };
+        let full = (
+            angles(&self.rope)?,
+            pass.visible(tokens, None, self.device)?,
+        );
+        let windowed = (
+            angles(self.local_rope.as_ref().unwrap_or(&self.rope))?,
+            pass.visible(tokens, self.config.sliding_window, self.device)?,
+        );
         for block in self.blocks.get(layers).unwrap_or_default() {
-            let visible = if block.window().is_some() {
-                &windowed
-            } else {
-                &full
+            let (angles, visible) = match block.window() {
+                Some(_) => &windowed,
+                None => &full,
             };
             let seen = (visible.as_ref(), None);
-            (x, _) = block.forward_batch(&x, self.rope(block), seen, pass)?;
+            (x, _) = block.forward_batch(&x, angles, seen, pass)?;
         }
         Ok(x)
     }

@@ -28,6 +28,7 @@ fn append(extents: &Extents, tail: &mut Tail, number: u8, body: &[u8]) {
         revision: [0; 32],
         tokenizer: [0; 32],
         adapter: [0; 32],
+        primer: [0; 32],
         tokens: 3,
         dtype: "f32".into(),
         rope: "none".into(),

@@ -415,6 +415,7 @@ fn check_put(header: &PacketHeader, token_ids: &[u32], body: &[&[u8]]) -> Result
         revision: &header.revision,
         tokenizer: &header.tokenizer,
         adapter: &header.adapter,
+        primer: &header.primer,
         token_ids,
         dtype: &header.dtype,
         rope: &header.rope,

@@ -34,6 +34,9 @@ pub(crate) struct Basis {
     /// What packets are stored as.
     pub(crate) codec: String,
     pub(crate) rope: String,
+    /// What packets are computed behind, 64 hex digits; empty for nothing.
+    #[serde(default)]
+    pub(crate) primer: String,
     /// Of packets.
     pub(crate) format: u32,
 }
@@ -152,6 +155,9 @@ impl Basis {
         if self.rope != now.rope {
             return differs("the RoPE settings");
         }
+        if self.primer != now.primer {
+            return differs("what packets are computed behind");
+        }
         if self.format != now.format {
             return differs("the format of packets");
         }
@@ -175,6 +181,10 @@ impl Basis {
             field(text.as_bytes());
         }
         field(&self.format.to_le_bytes());
+        // Certificates of before there were primers have the id they always had.
+        if !self.primer.is_empty() {
+            field(self.primer.as_bytes());
+        }
     }
 }
 
@@ -243,6 +253,7 @@ pub(crate) mod tests {
             tokenizer: "bb".to_owned(),
             codec: "bf16".to_owned(),
             rope: "theta=1".to_owned(),
+            primer: "dd".to_owned(),
             format: 1,
         };
         let figures = Figures {

@@ -28,8 +28,8 @@ impl Documents {
         ids: &[u32],
     ) -> Result<(PacketId, PacketSource, bool)> {
         self.check_length(ids.len())?;
-        let origin = self.engine.state().under.origin(Form::Plain);
-        let (packets, ids, space) = (self.packets.uncoded(), ids.to_vec(), namespace.to_owned());
+        let origin = self.engine.state().under.origin(Form::Joint);
+        let (packets, ids, space) = (self.packets.joint(), ids.to_vec(), namespace.to_owned());
         let known = {
             let (packets, ids, space) = (packets.clone(), ids.clone(), space.clone());
             blocking(move || {
@@ -46,7 +46,7 @@ impl Documents {
         let build = |reply| {
             Command::Build(Box::new(Build {
                 ids: ids.clone(),
-                form: Form::Plain,
+                form: Form::Joint,
                 codec: Codec::None,
                 reply,
             }))

@@ -1,4 +1,4 @@
-//! One document on its way to a packet: an isolated prefill, a chunk at a time.
+//! One document on its way to a packet: a prefill behind the primer alone, a chunk at a time.
 //!
 //! Owns the KV until it is bytes. Writes nothing to disk: that is its client's part, so that no
 //! fsync ever holds the engine. Invariant: a packet is computed under one weights revision and with
@@ -8,6 +8,7 @@ use addenda_model::{Codec, Input, SequenceKv, Transformer};
 use tokio::sync::oneshot;
 
 use crate::engine::command::{Build, Built, Form, NO_ADAPTER, Origin, Ticket, Under, View};
+use crate::engine::primer::Primer;
 use crate::error::{Error, Result};
 
 /// A document on its way to a packet.
@@ -27,10 +28,10 @@ impl Building {
     pub(crate) fn begin(
         ticket: Ticket,
         request: Build,
-        model: &Transformer,
+        (model, primer): (&Transformer, &mut Primer),
         under: Under,
     ) -> Option<Self> {
-        match model.isolated_kv() {
+        match primer.context(request.form, under.revision, model) {
             Ok(kv) => Some(Self {
                 ticket,
                 ids: request.ids,
@@ -42,7 +43,7 @@ impl Building {
                 reply: request.reply,
             }),
             Err(error) => {
-                drop(request.reply.send(Err(error.into())));
+                drop(request.reply.send(Err(error)));
                 None
             }
         }
@@ -93,10 +94,14 @@ impl Building {
     ///
     /// # Errors
     /// libtorch's.
-    pub(crate) fn weights_changed(&mut self, under: Under, model: &Transformer) -> Result<()> {
+    pub(crate) fn weights_changed(
+        &mut self,
+        under: Under,
+        (model, primer): (&Transformer, &mut Primer),
+    ) -> Result<()> {
         let origin = under.origin(self.form);
         if origin != self.origin {
-            self.kv = model.isolated_kv()?;
+            self.kv = primer.context(self.form, under.revision, model)?;
             self.done = 0;
             self.origin = origin;
         }
@@ -104,9 +109,9 @@ impl Building {
     }
 
     /// Answers with the bytes, or with the error.
-    pub(crate) fn end(self, result: Result<()>) {
-        let tokens = self.kv.len();
-        let bytes = result.and_then(|()| Ok(self.codec.encode(&self.kv.into_packet()?)?));
+    pub(crate) fn end(self, result: Result<&Transformer>) {
+        let tokens = self.kv.own_tokens();
+        let bytes = result.and_then(|model| Ok(self.codec.encode(&model.packet(self.kv)?)?));
         let built = bytes.map(|bytes| Built {
             bytes,
             tokens,

@@ -259,7 +259,7 @@ impl Under {
     pub(crate) fn origin(&self, form: Form) -> Origin {
         let adapter = match form {
             Form::Wrapped => self.adapter,
-            Form::Plain => NO_ADAPTER,
+            Form::Plain | Form::Joint => NO_ADAPTER,
         };
         Origin {
             revision: self.revision,
@@ -271,13 +271,16 @@ impl Under {
 /// The adapter of packets that have no soft tokens.
 pub(crate) const NO_ADAPTER: Digest = Digest([0; 32]);
 
-/// Whether a packet's document stands between soft tokens.
+/// What a packet's tokens stand in while they are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// Between the active adapter's header and trailer; as it stands where none is active.
+    /// Behind the primer, a document between the active adapter's header and trailer; as it stands where none is
+    /// active.
     Wrapped,
-    /// As it stands.
+    /// Behind the primer, a document as it stands.
     Plain,
+    /// Behind nothing: the beginning of a context, all of it.
+    Joint,
 }
 
 /// What a packet is made with, apart from its tokens and what never changes while a daemon runs.

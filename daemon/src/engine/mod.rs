@@ -13,6 +13,7 @@ pub(crate) mod generate;
 pub(crate) mod load;
 pub(crate) mod prefill;
 pub(crate) mod prefix;
+mod primer;
 pub(crate) mod queue;
 mod room;
 pub(crate) mod scheduler;
@@ -33,6 +34,7 @@ use crate::engine::command::{Command, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::edit::Bench;
 use crate::engine::load::{Loaded, Setup};
 use crate::engine::prefix::Prefixes;
+use crate::engine::primer::Primer;
 use crate::engine::queue::{Queue, Refused};
 use crate::engine::scheduler::{Floor, Outside};
 use crate::error::{Error, Result};
@@ -124,6 +126,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         let tokenizer = Arc::clone(&bench.tokenizer);
         let template = loaded.chat_template.as_deref();
         let beginnings = prompt::beginnings(&bench.tokenizer, template).unwrap_or_default();
+        let primer = Primer::new(prompt::primer(&bench.tokenizer, template));
         state.send_modify(|state| {
             state.health = Health::Ready;
             state.under = under;
@@ -137,7 +140,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             abort,
             metrics,
         };
-        let mut floor = Floor::new(outside, tokenizer, (shelf, prefixes), (chunk, kv_budget));
+        let mut floor = Floor::new(outside, tokenizer, (shelf, prefixes, primer), (chunk, kv_budget));
         if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
             drop(tell.send(Err(error)));
             return;

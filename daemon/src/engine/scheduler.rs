@@ -18,6 +18,7 @@ use crate::engine::build::Building;
 use crate::engine::command::{Command, Forget, Ticket, Under, View, Waiting};
 use crate::engine::decode;
 use crate::engine::prefix::Prefixes;
+use crate::engine::primer::Primer;
 use crate::engine::queue::Queue;
 use crate::engine::sequence::{Outcome, Phase, Sequence, Stage};
 use crate::engine::{EngineState, Health};
@@ -56,6 +57,7 @@ pub(crate) struct Floor {
     pub(crate) chunk: usize,
     pub(crate) sequences: Vec<Sequence>,
     building: Option<Building>,
+    primer: Primer,
     /// While sequences run, the packet is not stepped before this.
     build_after: Instant,
     /// Whether the rounds are those between two steps of an edit.
@@ -70,7 +72,7 @@ impl Floor {
     pub(crate) fn new(
         outside: Outside,
         tokenizer: Arc<Tokenizer>,
-        (shelf, prefixes): (Shelf, Prefixes),
+        (shelf, prefixes, primer): (Shelf, Prefixes, Primer),
         (chunk, kv_budget): (usize, usize),
     ) -> Self {
         let under = outside.state.borrow().under;
@@ -86,6 +88,7 @@ impl Floor {
             chunk,
             sequences: Vec::new(),
             building: None,
+            primer,
             build_after: Instant::now(),
             beside_edit: false,
             turn: 0,
@@ -176,7 +179,7 @@ impl Floor {
         }
         self.sequences = kept;
         if let Some(mut building) = self.building.take() {
-            match building.weights_changed(under, model) {
+            match building.weights_changed(under, (model, &mut self.primer)) {
                 Ok(()) => self.building = Some(building),
                 Err(error) => building.end(Err(error)),
             }
@@ -275,7 +278,12 @@ impl Floor {
                 break;
             };
             if let Command::Build(build) = command {
-                self.building = Building::begin(ticket, *build, view.model, self.under);
+                self.building = Building::begin(
+                    ticket,
+                    *build,
+                    (view.model, &mut self.primer),
+                    self.under,
+                );
             }
         }
     }
@@ -375,7 +383,7 @@ impl Floor {
             Ok(true) => {
                 // A panic here drops the reply, which its caller notices.
                 drop(guard(|| {
-                    building.end(Ok(()));
+                    building.end(Ok(view.model));
                     Ok(())
                 }));
             }

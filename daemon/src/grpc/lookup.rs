@@ -181,6 +181,7 @@ fn cause(differs: Differs) -> MissCause {
         Differs::Adapter => MissCause::Adapter,
         Differs::Codec => MissCause::Codec,
         Differs::Rope => MissCause::Rope,
+        Differs::Primer => MissCause::Primer,
         Differs::Tokenizer => MissCause::Tokenizer,
     }
 }
@@ -192,6 +193,7 @@ pub(crate) fn word(differs: Differs) -> &'static str {
         Differs::Adapter => "adapter",
         Differs::Codec => "codec",
         Differs::Rope => "rope",
+        Differs::Primer => "primer",
         Differs::Tokenizer => "tokenizer",
     }
 }

@@ -117,6 +117,7 @@ impl Serving {
             tokenizer: Digest(self.tokenizer.fingerprint()).to_string(),
             codec: documents.packets.dtype().to_owned(),
             rope: documents.packets.rope().to_owned(),
+            primer: packets::adapter(documents.packets.primer()),
             format: addenda_cache::FORMAT,
         }
     }

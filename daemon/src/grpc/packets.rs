@@ -297,6 +297,7 @@ fn record_at(manifest: &Manifest, (part, parts): (u32, u32)) -> PacketRecord {
         adapter: adapter(Digest(header.adapter)),
         part,
         parts,
+        primer: adapter(Digest(header.primer)),
     }
 }
 

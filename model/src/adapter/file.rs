@@ -21,7 +21,9 @@ pub const MAX_FILE_BYTES: usize = 8 << 20;
 /// Domain of an adapter's digest.
 const DIGEST_CONTEXT: &str = "addenda 2026-11 adapter v1";
 /// What the metadata's "format" says.
-const FORMAT: &str = "addenda adapter v1";
+const FORMAT: &str = "addenda adapter v2";
+/// Trained for packets that were computed behind nothing, which are not made any more.
+const WITHOUT_PRIMER: &str = "addenda adapter v1";
 /// Longest name, bytes.
 const NAME_BYTES: usize = 64;
 
@@ -93,8 +95,13 @@ impl Description {
             )));
         }
         let (tensors, metadata) = read(bytes)?;
-        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
-            return Err(refused(format!("its format is not \"{FORMAT}\"")));
+        match metadata.get("format").map(String::as_str) {
+            Some(FORMAT) => {}
+            Some(WITHOUT_PRIMER) => {
+                let why = "it was trained for packets as they were made before; train it again";
+                return Err(refused(why.to_owned()));
+            }
+            _ => return Err(refused(format!("its format is not \"{FORMAT}\""))),
         }
         let base = metadata.get("base").and_then(|text| unhex(text));
         let base = base.ok_or_else(|| refused("it does not name its base model".to_owned()))?;

@@ -1,7 +1,8 @@
 //! The student: the same model under the packets' block mask, and how far it is from its teacher.
 //!
 //! Owns one forward over [preamble | wrapped documents | prompt + answer] at positions 0 … S−1:
-//! each wrapped document sees itself only, prompt and answer see everything. Logits are made for
+//! each wrapped document sees itself and the preamble right before it, which is the primer of its packet (a copy
+//! that nobody else sees); prompt and answer see everything. Logits are made for
 //! the answer's tokens alone. The numbers are those of the serving path over packets (the tests
 //! hold the two to each other).
 
@@ -9,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::{Adapter, Taught};
 use crate::error::Result;
-use crate::taps::{Mask, Pass};
+use crate::taps::{Isolated, Mask, Pass};
 use crate::tensor::{NoGrad, ids as id_tensor, int};
 use crate::transformer::Transformer;
 
@@ -114,8 +115,9 @@ impl Taught {
         let lesson = &self.lesson;
         let mut pieces = vec![embed(&lesson.preamble)?];
         let mut tokens = lesson.preamble.len();
-        let mut blocks = Vec::with_capacity(lesson.documents.len());
+        let mut documents = Vec::with_capacity(lesson.documents.len());
         for document in &lesson.documents {
+            pieces.push(embed(&lesson.preamble)?);
             let start = pieces.len();
             if let Some(soft) = soft {
                 pieces.push(soft.header.f_to_kind(model.kind())?);
@@ -128,8 +130,13 @@ impl Taught {
             for piece in pieces.get(start..).unwrap_or_default() {
                 length += usize::try_from(piece.size2()?.0).unwrap_or(0);
             }
-            blocks.push((tokens, length));
-            tokens += length;
+            let primer = lesson.preamble.len();
+            documents.push(Isolated {
+                start: tokens,
+                primer,
+                tokens: length,
+            });
+            tokens += primer + length;
         }
         // The answer's last token is only ever an answer, never read.
         let read = self.answer.split_last().map_or(&[][..], |(_, read)| read);
@@ -137,7 +144,7 @@ impl Taught {
         pieces.push(embed(&rest)?);
         let first = tokens + lesson.prompt.len() - 1;
         let embeddings = Tensor::f_cat(&pieces, 0)?.f_unsqueeze(0)?;
-        let mut pass = Pass::new().with_mask(Mask::Blocks(blocks));
+        let mut pass = Pass::new().with_mask(Mask::Documents(documents));
         let hidden = model.forward_embeddings(&embeddings, &mut pass)?;
         let hidden = hidden.f_select(0, 0)?;
         model.logits(&hidden.f_narrow(0, int(first), int(self.answer.len()))?)

@@ -10,7 +10,7 @@
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::part::{Attended, Part, Stand, merge};
-use super::rope::{Rope, RunAngles};
+use super::rope::{Angles, RunAngles};
 use crate::config::ModelConfig;
 use crate::decode::{self, Copy, Packing};
 use crate::error::Result;
@@ -42,7 +42,8 @@ pub(crate) struct Before {
 }
 
 impl Before {
-    fn tokens(&self) -> usize {
+    /// P.
+    pub(crate) fn tokens(&self) -> usize {
         let tokens = self.keys.size().get(1).copied().unwrap_or(0);
         usize::try_from(tokens).unwrap_or(0)
     }
@@ -309,21 +310,19 @@ impl Attention {
         Ok(parts)
     }
 
-    /// `x [B, S, d]`, each row's tokens at positions P .. P + S behind the P tokens of `before`, to
+    /// `x [B, S, d]`, each row's tokens behind the P tokens of `before` and turned by `angles`, to
     /// `[B, S, d]` and the keys and values of all P + S.
     /// `mask [.., S, P + S]` is true where a query (row) sees a key (column); `None` is causal,
     /// and then there is nothing before. (A window is part of the mask.) Differentiable in `x`.
     pub(crate) fn forward_batch(
         &self,
         x: &Tensor,
-        rope: &Rope,
+        angles: &Angles,
         mask: Option<&Tensor>,
         before: Option<&Before>,
     ) -> Result<(Tensor, Before)> {
         let (rows, tokens, _) = x.size3()?;
         let Projected { qk, v } = self.project(x)?;
-        let at = before.map_or(0, Before::tokens);
-        let angles = rope.angles(at, usize::try_from(tokens).unwrap_or(0))?;
         let rotated = angles.rotate(&qk)?;
         let q = rotated.f_narrow(-2, 0, self.heads)?.f_transpose(1, 2)?;
         let keys = rotated.f_narrow(-2, self.heads, self.kv_heads)?;

@@ -4,7 +4,7 @@
 use super::attention::{Attention, Before, Run};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
-use super::rope::{Rope, RunAngles};
+use super::rope::{Angles, RunAngles};
 use crate::config::ModelConfig;
 use crate::decode::{self, Copy, Packing};
 use crate::error::Result;
@@ -148,18 +148,18 @@ impl Block {
     }
 
     /// The residual stream `[B, S, d]` of a batch, through this layer and its taps; and this
-    /// layer's keys and values. `visible` and `before` are [`Attention::forward_batch`]'s.
+    /// layer's keys and values. `angles`, `visible` and `before` are [`Attention::forward_batch`]'s.
     pub(crate) fn forward_batch(
         &self,
         x: &Tensor,
-        rope: &Rope,
+        angles: &Angles,
         (visible, before): (Option<&Tensor>, Option<&Before>),
         pass: &mut Pass<'_>,
     ) -> Result<(Tensor, Before)> {
         let normed = self.before_attention.forward(x)?;
         let (attended, seen) = self
             .attention
-            .forward_batch(&normed, rope, visible, before)?;
+            .forward_batch(&normed, angles, visible, before)?;
         let attended = pass.tap(self.layer, Site::AttentionOut, attended)?;
         let x = add(x, attended, self.after_attention.as_ref())?;
         let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;

@@ -100,6 +100,11 @@ impl Rope {
         })
     }
 
+    /// The angles of those `positions`, none negative, one to a token.
+    pub(crate) fn angles_at(&self, positions: &[i64]) -> Result<Angles> {
+        self.gather(positions, &[int(positions.len()), 1, -1])
+    }
+
     /// The angles of a run of `tokens` at positions `at ..`, in a context with packets whose
     /// token 0 would stand at `anchors`.
     pub(crate) fn run(&self, at: usize, tokens: usize, anchors: &[i64]) -> Result<RunAngles> {
@@ -111,7 +116,7 @@ impl Rope {
     /// The angles at those `positions`, in a context with packets whose token 0 would stand at
     /// `anchors`.
     pub(crate) fn scattered(&self, positions: &[i64], anchors: &[i64]) -> Result<RunAngles> {
-        let here = self.gather(positions, &[int(positions.len()), 1, -1])?;
+        let here = self.angles_at(positions)?;
         self.seen_from(here, positions, anchors)
     }
 
@@ -151,7 +156,7 @@ impl Rope {
 
     /// The angle by which keys move `by` positions, `[head_dim]` for all alike. A rotation alone:
     /// what YaRN multiplies keys with is in them already.
-    pub(crate) fn turn(&self, by: usize) -> Result<Angles> {
+    pub(crate) fn turn(&self, by: i64) -> Result<Angles> {
         let angles: Vec<f64> = self.frequencies.iter().map(|f| f * by as f64).collect();
         let angles = Tensor::f_from_slice(&angles)?.f_to_device(self.device)?;
         let sin = angles.f_sin()?;

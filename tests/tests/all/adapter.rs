@@ -42,8 +42,12 @@ fn serve(model: &Transformer, taught: &Taught, adapter: Option<&Adapter>) -> Ten
     let mut kv = model.new_kv().unwrap();
     let compute = |kv: &mut _, ids: &[u32]| model.forward(Input::Ids(ids), kv).unwrap();
     let _ = compute(&mut kv, &taught.lesson.preamble);
+    let mut first = model.new_kv().unwrap();
+    let _ = compute(&mut first, &taught.lesson.preamble);
+    let primer = Rc::new(first.into_packet().unwrap());
     for document in &taught.lesson.documents {
         let mut alone = model.new_kv().unwrap();
+        alone.attach(Rc::clone(&primer)).unwrap();
         match adapter {
             None => drop(compute(&mut alone, document)),
             Some(adapter) => {
@@ -55,7 +59,7 @@ fn serve(model: &Transformer, taught: &Taught, adapter: Option<&Adapter>) -> Ten
                 }
             }
         }
-        kv.attach(Rc::new(alone.into_packet().unwrap())).unwrap();
+        kv.attach(Rc::new(model.packet(alone).unwrap())).unwrap();
     }
     let read = &taught.answer[..taught.answer.len() - 1];
     let rest = [&taught.lesson.prompt[..], read].concat();

@@ -3,7 +3,7 @@
 
 use crate::tiny;
 use addenda_model::{
-    Action, Architecture, Input, Mask, PacketKv, Pass, RopeScaling, SequenceKv, Site, Tap,
+    Action, Architecture, Input, Isolated, Mask, PacketKv, Pass, RopeScaling, SequenceKv, Site, Tap,
     Transformer,
 };
 use std::collections::BTreeMap;
@@ -107,22 +107,40 @@ fn prefill_at_once_in_chunks_and_token_by_token_agree() {
     }
 }
 
-/// Preamble, three documents, question: from packets in the given order, and by one forward
-/// over the same tokens under the packets' mask; the question computed one of two ways.
-fn packets_against_mask(model: &Transformer, order: [usize; 3], chunk: usize, ask: Way) -> f64 {
+/// Preamble, three documents, question: from packets in the given order, each computed behind so many of the
+/// preamble's last tokens, and by one forward over the same tokens under the packets' mask; the question
+/// computed one of two ways.
+fn packets_against_mask(
+    model: &Transformer,
+    (order, primer): ([usize; 3], usize),
+    (chunk, ask): (usize, Way),
+) -> f64 {
     let documents = [ids(9, 2), ids(23, 3), ids(14, 4)];
     let (preamble, question) = (ids(5, 5), ids(12, 6));
+    let primer = &preamble[preamble.len() - primer..];
     let mut kv = model.new_kv().unwrap();
     let _ = serve(model, &preamble, &mut kv);
-    let (mut tokens, mut blocks) = (preamble, Vec::new());
+    let (mut tokens, mut isolated) = (preamble.clone(), Vec::new());
     for document in order.map(|index| &documents[index]) {
         let mut alone = model.new_kv().unwrap();
-        let _ = serve(model, document, &mut alone);
-        let packet = alone.into_packet().unwrap();
+        if !primer.is_empty() {
+            let mut first = model.new_kv().unwrap();
+            let _ = serve(model, primer, &mut first);
+            alone.attach(Rc::new(first.into_packet().unwrap())).unwrap();
+        }
+        for part in document.chunks(8) {
+            let _ = serve(model, part, &mut alone);
+        }
+        let packet = model.packet(alone).unwrap();
         let (shape, bytes) = (packet.shape(), packet.to_bytes().unwrap());
         let packet = PacketKv::from_owner(Box::new(bytes), shape, Device::Cpu).unwrap();
         kv.attach(Rc::new(packet)).unwrap();
-        blocks.push((tokens.len(), document.len()));
+        isolated.push(Isolated {
+            start: tokens.len(),
+            primer: primer.len(),
+            tokens: document.len(),
+        });
+        tokens.extend(primer);
         tokens.extend(document);
     }
     let parts: Vec<Tensor> = question
@@ -131,22 +149,64 @@ fn packets_against_mask(model: &Transformer, order: [usize; 3], chunk: usize, as
         .collect();
     let start = tokens.len() as i64;
     tokens.extend(&question);
-    let expected = study(model, &tokens, Mask::Blocks(blocks)).narrow(0, start, 12);
+    let expected = study(model, &tokens, Mask::Documents(isolated)).narrow(0, start, 12);
     furthest(&Tensor::cat(&parts, 0), &expected)
 }
 
 #[test]
 fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask() {
     for (name, model) in variants() {
-        for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
+        for made in [([0, 1, 2], 0), ([2, 0, 1], 5), ([1, 2, 0], 3)] {
             for (chunk, ask) in [12, 5, 1]
                 .into_iter()
                 .flat_map(|c| WAYS.map(|way| (c, way)))
             {
-                let difference = packets_against_mask(&model, order, chunk, ask);
-                assert!(difference < 1e-3, "{name}, order {order:?}: {difference}");
+                let difference = packets_against_mask(&model, made, (chunk, ask));
+                assert!(
+                    difference < 1e-3,
+                    "{name}, order and primer {made:?}: {difference}"
+                );
             }
         }
+    }
+}
+
+#[test]
+fn a_packet_is_what_was_computed_behind_the_packets_a_context_begins_with() {
+    let model = tiny::model(tiny::config(Architecture::Llama), 3, Kind::Float);
+    let computed = |count, seed| {
+        let mut kv = model.new_kv().unwrap();
+        let _ = serve(&model, &ids(count, seed), &mut kv);
+        kv
+    };
+    let primer = Rc::new(model.packet(computed(4, 1)).unwrap());
+    let mut kv = model.new_kv().unwrap();
+    kv.attach(Rc::clone(&primer)).unwrap();
+    let _ = serve(&model, &ids(6, 2), &mut kv);
+    assert_eq!(model.packet(kv).unwrap().shape().tokens, 6);
+    let mut among = computed(3, 3);
+    among.attach(Rc::clone(&primer)).unwrap();
+    let _ = serve(&model, &ids(2, 4), &mut among);
+    let error = model.packet(among).map(|packet| packet.shape()).unwrap_err();
+    assert!(error.to_string().contains("computed together"), "{error}");
+    let mut nothing = model.new_kv().unwrap();
+    nothing.attach(primer).unwrap();
+    assert!(model.packet(nothing).is_err());
+}
+
+#[test]
+fn a_document_without_room_for_its_primer_is_refused() {
+    let model = tiny::model(tiny::config(Architecture::Llama), 3, Kind::Float);
+    let tokens = batch(&ids(10, 1));
+    for (start, primer, count) in [(2, 3, 4), (3, 3, 5), (usize::MAX, 1, 1)] {
+        let document = Isolated {
+            start,
+            primer,
+            tokens: count,
+        };
+        let mut pass = Pass::new().with_mask(Mask::Documents(vec![document]));
+        let error = model.forward_batch(&tokens, &mut pass).unwrap_err();
+        assert!(error.to_string().contains("fit"), "{error}");
     }
 }
 
