@@ -72,7 +72,11 @@ impl PacketHeader {
 
     fn encode_identity(&self) -> Encoder {
         let primed = self.primer != NO_PRIMER;
-        let version = if primed { HEADER_VERSION } else { WITHOUT_PRIMER };
+        let version = if primed {
+            HEADER_VERSION
+        } else {
+            WITHOUT_PRIMER
+        };
         let encoder = Encoder::new().u16(version);
         let encoder = match primed {
             true => encoder.bytes(&self.primer),
@@ -189,6 +193,7 @@ mod tests {
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
     use super::PacketHeader;
+    use crate::canonical::Decoder;
     use crate::id::PacketKey;
 
     fn header() -> PacketHeader {
@@ -221,7 +226,8 @@ mod tests {
         let mut without = header();
         without.primer = [0; 32];
         let bytes = without.encode();
-        assert_eq!(bytes[..2], 1_u16.to_le_bytes());
+        let mut decoder = Decoder::new(&bytes);
+        assert_eq!(decoder.u16("version").unwrap(), 1);
         assert_eq!(PacketHeader::decode(&bytes).unwrap(), without);
         assert_ne!(without.identity(), header().identity());
     }

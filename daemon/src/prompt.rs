@@ -112,7 +112,10 @@ pub(crate) fn primer(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> 
         let chat = Ask::question("", template);
         around_documents(&chat, tokenizer, template).ok()
     });
-    chat.map_or_else(|| Vec::from_iter(tokenizer.text_start()), |framed| framed.before)
+    chat.map_or_else(
+        || Vec::from_iter(tokenizer.text_start()),
+        |framed| framed.before,
+    )
 }
 
 /// What stands before the documents of requests that say nothing before them themselves: a text, and

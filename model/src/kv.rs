@@ -92,7 +92,7 @@ impl SequenceKv {
         })
     }
 
-    /// Tokens in the context so far, which is the position of the next one.
+    /// Tokens in the context so far, skipped positions counted, which is the position of the next one.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tokens
@@ -161,6 +161,16 @@ impl SequenceKv {
         Ok(())
     }
 
+    /// Leaves out the next `positions`: what follows stands behind them.
+    ///
+    /// # Errors
+    /// The context would grow too long.
+    pub fn skip(&mut self, positions: usize) -> Result<()> {
+        self.check_room(positions)?;
+        self.tokens += positions;
+        Ok(())
+    }
+
     /// Forgets everything from position `len` on. The tail's memory is kept for what comes next.
     ///
     /// # Errors
@@ -211,7 +221,8 @@ impl SequenceKv {
     /// Packets stand among its own tokens, or libtorch's.
     pub(crate) fn into_own_packet(self) -> Result<PacketKv> {
         let own = |span: &&Span| matches!(span, Span::Own { .. });
-        if self.spans.iter().filter(own).count() > 1 || !self.spans.last().is_some_and(|s| own(&s)) {
+        if self.spans.iter().filter(own).count() > 1 || !self.spans.last().is_some_and(|s| own(&s))
+        {
             return Err(Error::Invalid(
                 "a packet can only be made of tokens that were computed together".to_owned(),
             ));
@@ -288,7 +299,7 @@ impl SequenceKv {
     /// Takes the `tokens` that every layer has appended into the context.
     pub(crate) fn advance(&mut self, added: usize) {
         match self.spans.last_mut() {
-            Some(Span::Own { tokens, .. }) => *tokens += added,
+            Some(Span::Own { at, tokens, .. }) if *at + *tokens == self.tokens => *tokens += added,
             _ => self.spans.push(Span::Own {
                 at: self.tokens,
                 start: self.own_tokens,

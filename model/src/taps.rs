@@ -64,9 +64,11 @@ pub enum Mask {
 pub struct Isolated {
     /// Where its primer begins, or, without one, the document.
     pub start: usize,
-    /// Tokens of the primer. They take no positions of the row: they stand at those right before
-    /// the document's first.
+    /// Tokens of the primer. They take no positions of the row: they stand before the document's
+    /// first, behind which `gap` positions are left out.
     pub primer: usize,
+    /// Positions between the primer's last token and the document's first.
+    pub gap: usize,
     /// Tokens of the document, soft ones included.
     pub tokens: usize,
 }
@@ -79,10 +81,11 @@ impl Mask {
         }
     }
 
-    /// Positions of the `tokens` of a row, where they are not 0, 1, ….
+    /// Positions of the `tokens` of a row, where they are not 0, 1, …; none is negative, and only their differences
+    /// mean anything.
     ///
     /// # Errors
-    /// A document outside of the row, or a primer with too little before its document.
+    /// A document outside of the row.
     pub(crate) fn positions(&self, tokens: usize) -> Result<Option<Vec<i64>>> {
         let documents = self.documents();
         if documents.iter().all(|document| document.primer == 0) {
@@ -96,15 +99,14 @@ impl Mask {
             let before = before.ok_or_else(|| document.misfit(tokens))?;
             positions.extend((next..).take(before));
             next += int(before);
-            let first = next - int(document.primer);
-            if first < 0 {
-                return Err(document.misfit(tokens));
-            }
-            positions.extend((first..).take(range.len()));
+            let first = next - int(document.gap) - int(document.primer);
+            positions.extend((first..).take(document.primer));
+            positions.extend((next..).take(document.tokens));
             next += int(document.tokens);
         }
         positions.extend((next..).take(tokens - positions.len()));
-        Ok(Some(positions))
+        let least = positions.iter().copied().min().unwrap_or(0).min(0);
+        Ok(Some(positions.iter().map(|at| at - least).collect()))
     }
 }
 
@@ -122,6 +124,7 @@ impl Isolated {
             start,
             primer,
             tokens: own,
+            ..
         } = self;
         Error::Invalid(format!(
             "a document of {own} tokens behind a primer of {primer} at {start} does not fit {tokens} tokens"

@@ -1,7 +1,8 @@
 //! What older versions wrote is still read.
 //!
 //! `fixtures/vN` holds the extents of a store of version N: v1 was made by [`write_the_fixture`], v2, in which documents
-//! have editions of several parts, by [`write_the_fixture_of_version_2`]. They are never made again: a new version of a
+//! have editions of several parts, by [`write_the_fixture_of_version_2`], v3, in which packets have primers, by
+//! [`write_the_fixture_of_version_3`]. They are never made again: a new version of a
 //! format gets a folder of its own beside them.
 
 use std::path::{Path, PathBuf};
@@ -156,4 +157,43 @@ fn a_store_of_version_2_is_read() {
         (report.packets, report.damaged.len(), report.damaged_bytes),
         (3, 0, 0)
     );
+}
+
+/// Two packets of one text, behind a primer and without one, and one behind another primer.
+fn primed() -> [Sample; 3] {
+    let of = |name, number| Sample::of("default", name, number, 300 + number as usize);
+    [
+        of("", 1).behind([6; 32]),
+        of("", 1),
+        of("visiting hours", 2).behind([7; 32]),
+    ]
+}
+
+#[test]
+#[ignore = "made the fixture of version 3; to run it again would be to forget what version 3 was"]
+fn write_the_fixture_of_version_3() {
+    let directory = tempfile::tempdir().unwrap();
+    {
+        let store = open(directory.path());
+        for sample in primed() {
+            let _ = sample.put(&store);
+        }
+    }
+    keep(directory.path(), "v3");
+}
+
+#[test]
+fn a_store_of_version_3_is_read() {
+    let directory = stored("v3");
+    let store = open(directory.path());
+    for sample in primed() {
+        sample.assert_in(&store);
+        let found = store.lookup(&sample.header.key).unwrap().unwrap();
+        assert_eq!(found.header, sample.header);
+    }
+    let bound = store
+        .document("default", "visiting hours")
+        .unwrap()
+        .unwrap();
+    assert!(bound.editions[0].whole().is_some());
 }

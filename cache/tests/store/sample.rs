@@ -91,6 +91,22 @@ impl Sample {
         }
     }
 
+    /// The same, computed behind a primer.
+    pub(crate) fn behind(mut self, primer: [u8; 32]) -> Self {
+        self.header.primer = primer;
+        self.header.key = PacketKey::derive(&KeyFields {
+            revision: &self.header.revision,
+            tokenizer: &self.header.tokenizer,
+            adapter: &self.header.adapter,
+            primer: &primer,
+            token_ids: &self.token_ids,
+            dtype: &self.header.dtype,
+            rope: &self.header.rope,
+            namespace: &self.header.namespace,
+        });
+        self
+    }
+
     pub(crate) fn put(&self, store: &Store) -> PacketId {
         self.try_put(store).unwrap()
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::samples::Suite;
 
 /// Domain of a plan's digest.
-const CONTEXT: &str = "addenda 2026-11 adapter training plan v1";
+const CONTEXT: &str = "addenda 2026-11 adapter training plan v2";
 
 /// A training's figures. All are set: nothing is decided later.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     pub(crate) batch: usize,
     /// Learning rate of the first update; falls linearly to 0.
     pub(crate) learning_rate: f64,
-    /// Makes samples, their order and the first soft tokens.
+    /// Makes samples and their order.
     pub(crate) seed: u64,
     /// Tokens of a teacher's answer at most.
     pub(crate) answer_tokens: usize,

@@ -153,8 +153,9 @@ impl Training {
                 "gives no samples to train on or to validate on",
             ));
         }
-        let soft = (plan.header_tokens, plan.trailer_tokens);
-        let first = Adapter::random(model, soft, plan.seed, course.base, plan.name.clone())?;
+        let (header, trailer) = first_tokens(&course);
+        let name = plan.name.clone();
+        let first = Adapter::of_tokens(model, (&header, &trailer), course.base, name)?;
         let schedule = Schedule {
             updates: plan.updates() as u64,
             learning_rate: plan.learning_rate,
@@ -450,6 +451,27 @@ impl Training {
             })
             .collect()
     }
+}
+
+/// What header and trailer begin as: the last tokens before documents, and the token that documents end with.
+fn first_tokens(course: &Course) -> (Vec<u32>, Vec<u32>) {
+    let lesson = course.lessons.first().map(|(placed, _)| &placed.lesson);
+    let before = lesson.map(|lesson| lesson.preamble.as_slice());
+    let document = lesson.and_then(|lesson| lesson.documents.first());
+    let end = document.and_then(|ids| ids.last()).copied();
+    let end = end.unwrap_or_default();
+    let Plan {
+        header_tokens,
+        trailer_tokens,
+        ..
+    } = course.plan;
+    let before = before.unwrap_or_default().iter().rev().copied();
+    let mut header: Vec<u32> = before
+        .chain(std::iter::repeat(end))
+        .take(header_tokens)
+        .collect();
+    header.reverse();
+    (header, vec![end; trailer_tokens])
 }
 
 /// The order of the lessons in a pass.

@@ -10,7 +10,7 @@ use crate::engine::sequence::{Phase, Sequence};
 const LEAST_BESIDE: usize = 8;
 const MOST_BESIDE: usize = 256;
 /// What decoding sequences wait for somebody's prompt, against their own step's time.
-const SHARE: f64 = 1.5;
+const SHARE: f64 = 1.25;
 
 /// How long steps take, learned as they are done: a prefill step beside others has so many tokens that
 /// whoever decodes waits about as long for a prompt as for its own step, on any machine. Where more prompts
@@ -118,9 +118,9 @@ mod tests {
 
     #[test]
     fn a_prompt_takes_about_as_long_as_those_who_decode_beside_it() {
-        assert_eq!(tokens(40, 1), 60);
-        assert_eq!(tokens(40, 2), 60);
-        assert_eq!(tokens(40, 4), 120);
+        assert_eq!(tokens(40, 1), 50);
+        assert_eq!(tokens(40, 2), 50);
+        assert_eq!(tokens(40, 4), 100);
         assert_eq!(tokens(1, 1), LEAST_BESIDE);
         assert_eq!(tokens(1000, 1), MOST_BESIDE);
     }

@@ -31,7 +31,7 @@ impl Building {
         (model, primer): (&Transformer, &mut Primer),
         under: Under,
     ) -> Option<Self> {
-        match primer.context(request.form, under.revision, model) {
+        match primer.context((request.form, request.ids.len()), under.revision, model) {
             Ok(kv) => Some(Self {
                 ticket,
                 ids: request.ids,
@@ -101,7 +101,7 @@ impl Building {
     ) -> Result<()> {
         let origin = under.origin(self.form);
         if origin != self.origin {
-            self.kv = primer.context(self.form, under.revision, model)?;
+            self.kv = primer.context((self.form, self.ids.len()), under.revision, model)?;
             self.done = 0;
             self.origin = origin;
         }

@@ -140,7 +140,12 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             abort,
             metrics,
         };
-        let mut floor = Floor::new(outside, tokenizer, (shelf, prefixes, primer), (chunk, kv_budget));
+        let mut floor = Floor::new(
+            outside,
+            tokenizer,
+            (shelf, prefixes, primer),
+            (chunk, kv_budget),
+        );
         if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
             drop(tell.send(Err(error)));
             return;

@@ -2,8 +2,8 @@
 //!
 //! A document that is computed all alone takes its own first tokens for the beginning of everything: they draw the
 //! attention that a context's first token draws, once for each packet. Behind the primer they don't, and the document's
-//! keys and values are those it would have as the first of a request's. The primer's own are computed once and shared;
-//! no packet holds them.
+//! keys and values are about those it would have among a request's: some positions are left out between the two, as if
+//! other documents stood there. The primer's own are computed once and shared; no packet holds them.
 
 use std::rc::Rc;
 
@@ -28,19 +28,20 @@ impl Primer {
         }
     }
 
-    /// The context that a packet of this form is computed in.
+    /// The context that a packet of this form and so many tokens of text is computed in.
     ///
     /// # Errors
     /// The model's.
     pub(crate) fn context(
         &mut self,
-        form: Form,
+        (form, tokens): (Form, usize),
         revision: Digest,
         model: &Transformer,
     ) -> Result<SequenceKv> {
         let mut kv = model.isolated_kv()?;
         if form != Form::Joint && !self.ids.is_empty() {
             kv.attach(self.computed(revision, model)?)?;
+            kv.skip(model.primer_gap(self.ids.len(), tokens))?;
         }
         Ok(kv)
     }

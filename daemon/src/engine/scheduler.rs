@@ -278,12 +278,8 @@ impl Floor {
                 break;
             };
             if let Command::Build(build) = command {
-                self.building = Building::begin(
-                    ticket,
-                    *build,
-                    (view.model, &mut self.primer),
-                    self.under,
-                );
+                self.building =
+                    Building::begin(ticket, *build, (view.model, &mut self.primer), self.under);
             }
         }
     }

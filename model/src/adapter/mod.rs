@@ -22,16 +22,11 @@ pub use trainer::{Schedule, Trainer};
 
 use std::ops::Range;
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::tensor::{NoGrad, ids as id_tensor, int, to_bytes};
 use crate::transformer::Transformer;
-
-/// Rows of an embedding matrix that are summed at once: 64 MiB at a width of 2048.
-const ROWS: i64 = 8192;
 
 /// A header and a trailer for one base model.
 #[derive(Debug)]
@@ -104,35 +99,24 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// Untrained: normal noise with the mean and standard deviation of the whole embedding matrix.
-    /// The same seed gives the same adapter on every machine.
+    /// Untrained: the input embeddings of tokens that say nothing new, such as those that stand around documents anyway.
+    /// A student begins closer to its teacher with these than with noise (see ARCHITECTURE.md).
     ///
     /// # Errors
-    /// Too few or too many soft tokens, or libtorch's.
-    pub fn random(
+    /// Too few or too many tokens, an unknown id, or libtorch's.
+    pub fn of_tokens(
         model: &Transformer,
-        (header, trailer): (usize, usize),
-        seed: u64,
+        (header, trailer): (&[u32], &[u32]),
         base: [u8; 32],
         name: String,
     ) -> Result<Self> {
-        let (mean, deviation) = embedding_statistics(model)?;
-        let width = model.config().hidden_size;
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut soft = |tokens: usize| -> Result<Tensor> {
-            let count = tokens.min(MAX_SOFT_TOKENS + 1) * width;
-            let values: Vec<f32> = (0..count)
-                .map(|_| (mean + deviation * normal(&mut random)) as f32)
-                .collect();
-            Ok(Tensor::f_from_slice(&values)?.f_reshape([-1, int(width)])?)
+        let _guard = NoGrad::new();
+        let soft = |ids: &[u32]| -> Result<Tensor> {
+            model.check_ids(ids)?;
+            model.embed(&id_tensor(ids, model.device())?)
         };
-        Self::new(
-            &soft(header)?,
-            &soft(trailer)?,
-            base,
-            name,
-            String::from("{}"),
-        )
+        let training = String::from("{}");
+        Self::new(&soft(header)?, &soft(trailer)?, base, name, training)
     }
 
     /// f32 `[H, d]`.
@@ -272,27 +256,4 @@ impl Adapter {
 fn rows(soft: &Tensor) -> usize {
     let rows = soft.size().first().copied().unwrap_or(0);
     usize::try_from(rows).unwrap_or(0)
-}
-
-/// Mean and standard deviation of all elements of the embedding matrix, as the model scales them.
-fn embedding_statistics(model: &Transformer) -> Result<(f64, f64)> {
-    let _guard = NoGrad::new();
-    let embeddings = model.embeddings();
-    let (mut sum, mut squares) = (0.0, 0.0);
-    for rows in embeddings.f_split(ROWS, 0)? {
-        let rows = rows.f_to_kind(Kind::Float)?;
-        sum += rows.f_sum(Kind::Double)?.f_double_value(&[])?;
-        squares += rows.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
-    }
-    let count = embeddings.numel() as f64;
-    let mean = sum / count;
-    let deviation = (squares / count - mean * mean).max(0.0).sqrt();
-    let scale = model.config().embedding_scale;
-    Ok((mean * scale, deviation * scale))
-}
-
-/// A standard normal number (Box and Muller 1958).
-fn normal(random: &mut ChaCha8Rng) -> f64 {
-    let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt();
-    radius * (std::f64::consts::TAU * random.random::<f64>()).cos()
 }

@@ -134,6 +134,7 @@ impl Taught {
             documents.push(Isolated {
                 start: tokens,
                 primer,
+                gap: model.primer_gap(primer, document.len()),
                 tokens: length,
             });
             tokens += primer + length;

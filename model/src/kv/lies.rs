@@ -29,7 +29,11 @@ impl SequenceKv {
             }
         }
         match (self.spans.last(), lies.last_mut()) {
-            (Some(Span::Own { .. }), Some(last)) if last.shared.is_none() => last.tokens += more,
+            (Some(Span::Own { .. }), Some(last))
+                if last.shared.is_none() && last.at + last.tokens == self.tokens =>
+            {
+                last.tokens += more;
+            }
             _ => lies.push(Lie {
                 at: self.tokens,
                 from: self.tail_rows(),

@@ -29,8 +29,14 @@ fn taught(model: &Transformer, salt: usize) -> Taught {
     teach(model, lesson(salt), 6, |id| id == 2).unwrap()
 }
 
-fn adapter(model: &Transformer, seed: u64) -> Adapter {
-    Adapter::random(model, (3, 2), seed, BASE, "tiny".to_owned()).unwrap()
+fn adapter(model: &Transformer, seed: usize) -> Adapter {
+    of_tokens(model, seed, BASE)
+}
+
+/// Three soft tokens before a document and two behind it.
+fn of_tokens(model: &Transformer, seed: usize, base: [u8; 32]) -> Adapter {
+    let soft = (&ids(3, seed)[..], &ids(2, seed + 50)[..]);
+    Adapter::of_tokens(model, soft, base, "tiny".to_owned()).unwrap()
 }
 
 fn llama() -> Transformer {
@@ -48,6 +54,8 @@ fn serve(model: &Transformer, taught: &Taught, adapter: Option<&Adapter>) -> Ten
     for document in &taught.lesson.documents {
         let mut alone = model.new_kv().unwrap();
         alone.attach(Rc::clone(&primer)).unwrap();
+        let gap = model.primer_gap(primer.shape().tokens, document.len());
+        alone.skip(gap).unwrap();
         match adapter {
             None => drop(compute(&mut alone, document)),
             Some(adapter) => {
@@ -177,7 +185,7 @@ fn a_training_that_was_kept_goes_on_as_if_it_had_never_stopped() {
     let (best, kl) = second.best().unwrap();
     assert_eq!(kl, Some(0.5));
     assert_ne!(best.digest().unwrap(), digest(&whole));
-    let other = Adapter::random(&model, (3, 2), 1, [8; 32], "tiny".to_owned()).unwrap();
+    let other = of_tokens(&model, 1, [8; 32]);
     assert!(Trainer::from_bytes(&bytes, other, SCHEDULE, &model).is_err());
 }
 
@@ -215,24 +223,36 @@ fn an_adapters_file_gives_back_what_went_in_and_damage_is_refused() {
 }
 
 #[test]
-fn the_first_soft_tokens_are_noise_like_the_embeddings_and_by_their_seed() {
-    let model = tiny::model(tiny::config(Architecture::Gemma3), 23, Kind::Float);
-    let make = |seed| Adapter::random(&model, (64, 64), seed, BASE, "a".to_owned()).unwrap();
-    let scale = model.config().embedding_scale;
-    let (wanted, found) = (model.embeddings() * scale, make(1));
-    let deviation = |t: &Tensor| t.std(true).double_value(&[]);
-    let ratio = deviation(found.header()) / deviation(&wanted);
-    assert!((ratio - 1.0).abs() < 0.1, "{ratio}");
-    assert_eq!(make(1).digest().unwrap(), found.digest().unwrap());
-    assert_ne!(make(2).digest().unwrap(), found.digest().unwrap());
-    let narrow = Adapter::random(&llama(), (2, 2), 1, BASE, "b".to_owned()).unwrap();
-    assert!(narrow.wrap(&model, &ids(4, 1)).is_ok(), "both are 32 wide");
-    assert!(
-        narrow.wrap(&model, &[97]).is_err(),
-        "an id outside of the vocabulary"
-    );
-    assert!(
-        narrow.wrap_part(&model, &ids(4, 1), 3..9).is_err(),
-        "beyond the end"
-    );
+fn an_adapter_made_of_tokens_wraps_as_if_they_stood_around_the_document() {
+    for architecture in [Architecture::Llama, Architecture::Gemma3] {
+        let model = tiny::model(tiny::config(architecture), 23, Kind::Float);
+        let made = adapter(&model, 1);
+        let all = [ids(3, 1), ids(4, 9), ids(2, 51)].concat();
+        let all: Vec<i64> = all.into_iter().map(i64::from).collect();
+        let expected = model.embed(&Tensor::from_slice(&all)).unwrap();
+        assert_eq!(made.wrap(&model, &ids(4, 9)).unwrap(), expected);
+        let (one, other) = (made.digest().unwrap(), adapter(&model, 2).digest().unwrap());
+        assert_ne!(one, other);
+        assert!(
+            made.wrap(&model, &[97]).is_err(),
+            "an id outside of the vocabulary"
+        );
+        assert!(
+            made.wrap_part(&model, &ids(4, 1), 3..10).is_err(),
+            "beyond the end"
+        );
+    }
+    let unknown = Adapter::of_tokens(&llama(), (&[97], &[1]), BASE, "b".to_owned());
+    assert!(unknown.is_err(), "an id outside of the vocabulary");
+}
+
+#[test]
+fn an_adapter_for_packets_as_they_were_made_before_is_refused_and_says_what_to_do() {
+    let bytes = adapter(&llama(), 1).to_bytes().unwrap();
+    let text = b"addenda adapter v2";
+    let at = bytes.windows(text.len()).position(|part| part == text);
+    let mut old = bytes;
+    old[at.unwrap() + text.len() - 1] = b'1';
+    let error = Adapter::from_bytes(&old).unwrap_err();
+    assert!(error.to_string().contains("train it again"), "{error}");
 }

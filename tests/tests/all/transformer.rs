@@ -3,8 +3,8 @@
 
 use crate::tiny;
 use addenda_model::{
-    Action, Architecture, Input, Isolated, Mask, PacketKv, Pass, RopeScaling, SequenceKv, Site, Tap,
-    Transformer,
+    Action, Architecture, Input, Isolated, Mask, PacketKv, Pass, RopeScaling, SequenceKv, Site,
+    Tap, Transformer,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -108,11 +108,11 @@ fn prefill_at_once_in_chunks_and_token_by_token_agree() {
 }
 
 /// Preamble, three documents, question: from packets in the given order, each computed behind so many of the
-/// preamble's last tokens, and by one forward over the same tokens under the packets' mask; the question
+/// preamble's last tokens and a gap, and by one forward over the same tokens under the packets' mask; the question
 /// computed one of two ways.
 fn packets_against_mask(
     model: &Transformer,
-    (order, primer): ([usize; 3], usize),
+    (order, primer, gap): ([usize; 3], usize, usize),
     (chunk, ask): (usize, Way),
 ) -> f64 {
     let documents = [ids(9, 2), ids(23, 3), ids(14, 4)];
@@ -127,6 +127,7 @@ fn packets_against_mask(
             let mut first = model.new_kv().unwrap();
             let _ = serve(model, primer, &mut first);
             alone.attach(Rc::new(first.into_packet().unwrap())).unwrap();
+            alone.skip(gap).unwrap();
         }
         for part in document.chunks(8) {
             let _ = serve(model, part, &mut alone);
@@ -138,6 +139,7 @@ fn packets_against_mask(
         isolated.push(Isolated {
             start: tokens.len(),
             primer: primer.len(),
+            gap,
             tokens: document.len(),
         });
         tokens.extend(primer);
@@ -156,7 +158,7 @@ fn packets_against_mask(
 #[test]
 fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask() {
     for (name, model) in variants() {
-        for made in [([0, 1, 2], 0), ([2, 0, 1], 5), ([1, 2, 0], 3)] {
+        for made in [([0, 1, 2], 0, 0), ([2, 0, 1], 5, 7), ([1, 2, 0], 3, 0)] {
             for (chunk, ask) in [12, 5, 1]
                 .into_iter()
                 .flat_map(|c| WAYS.map(|way| (c, way)))
@@ -164,7 +166,7 @@ fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask
                 let difference = packets_against_mask(&model, made, (chunk, ask));
                 assert!(
                     difference < 1e-3,
-                    "{name}, order and primer {made:?}: {difference}"
+                    "{name}, order, primer and gap {made:?}: {difference}"
                 );
             }
         }
@@ -187,7 +189,10 @@ fn a_packet_is_what_was_computed_behind_the_packets_a_context_begins_with() {
     let mut among = computed(3, 3);
     among.attach(Rc::clone(&primer)).unwrap();
     let _ = serve(&model, &ids(2, 4), &mut among);
-    let error = model.packet(among).map(|packet| packet.shape()).unwrap_err();
+    let error = model
+        .packet(among)
+        .map(|packet| packet.shape())
+        .unwrap_err();
     assert!(error.to_string().contains("computed together"), "{error}");
     let mut nothing = model.new_kv().unwrap();
     nothing.attach(primer).unwrap();
@@ -195,13 +200,14 @@ fn a_packet_is_what_was_computed_behind_the_packets_a_context_begins_with() {
 }
 
 #[test]
-fn a_document_without_room_for_its_primer_is_refused() {
+fn a_document_that_does_not_fit_its_row_is_refused() {
     let model = tiny::model(tiny::config(Architecture::Llama), 3, Kind::Float);
     let tokens = batch(&ids(10, 1));
-    for (start, primer, count) in [(2, 3, 4), (3, 3, 5), (usize::MAX, 1, 1)] {
+    for (start, primer, count) in [(3, 3, 5), (9, 2, 0), (usize::MAX, 1, 1)] {
         let document = Isolated {
             start,
             primer,
+            gap: 0,
             tokens: count,
         };
         let mut pass = Pass::new().with_mask(Mask::Documents(vec![document]));

@@ -47,7 +47,7 @@ pub(crate) struct TrainArgs {
     /// Soft tokens after a document [default: 8]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     trailer_tokens: u32,
-    /// Makes the samples, their order and the first soft tokens
+    /// Makes the samples and their order
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Make it the active adapter when it is done and better than none
