@@ -79,9 +79,9 @@ pub(crate) struct Arguments {
     /// How many of them are asked in one step; 0 is all.
     #[arg(long)]
     contexts_a_step: Option<usize>,
-    /// Of how many of them the mean key is bound to the value as well.
+    /// Of how many of them the mean key is half of a fact's key; 0 takes the bare prompt's alone.
     #[arg(long)]
-    context_keys: Option<usize>,
+    key_contexts: Option<usize>,
     /// Write what became of each record into this file, one line of JSON each.
     #[arg(long, value_name = "FILE")]
     details: Option<PathBuf>,
@@ -91,6 +91,21 @@ pub(crate) struct Arguments {
     /// Nats by which a target must win before the search for it ends.
     #[arg(long)]
     margin: Option<f64>,
+    /// Steps of the search at most.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// How many times ‖h‖ a change may be long.
+    #[arg(long)]
+    clamp: Option<f64>,
+    /// Weight of a change's length in the loss.
+    #[arg(long)]
+    decay: Option<f64>,
+    /// Weight of the divergence at "{subject} is a".
+    #[arg(long)]
+    kl: Option<f64>,
+    /// Tokens of a sampled context.
+    #[arg(long)]
+    context_tokens: Option<usize>,
     /// "bf16" or "f32".
     #[arg(long, default_value = "f32")]
     dtype: String,
@@ -414,11 +429,16 @@ fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
     let value = &mut settings.value;
     value.contexts = arguments.contexts.unwrap_or(value.contexts);
     value.contexts_a_step = arguments.contexts_a_step.unwrap_or(value.contexts_a_step);
-    settings.solve.context_keys = arguments
-        .context_keys
-        .unwrap_or(settings.solve.context_keys);
+    settings.solve.key_contexts = arguments
+        .key_contexts
+        .unwrap_or(settings.solve.key_contexts);
     value.learning_rate = arguments.learning_rate.unwrap_or(value.learning_rate);
     value.margin = arguments.margin.unwrap_or(value.margin);
+    value.steps = arguments.steps.unwrap_or(value.steps);
+    value.clamp = arguments.clamp.unwrap_or(value.clamp);
+    value.decay = arguments.decay.unwrap_or(value.decay);
+    value.kl = arguments.kl.unwrap_or(value.kl);
+    value.context_tokens = arguments.context_tokens.unwrap_or(value.context_tokens);
     settings.bars.target_probability = 0.0;
     settings.bars.target_top1 = false;
     settings.bars.make_probes = false;

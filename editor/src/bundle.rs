@@ -291,7 +291,7 @@ fn fits(
         && edit.subject_at < edit.prompt_ids.len()
         && ids.all(known)
         && edit.context_ids.iter().all(|ids| !ids.is_empty())
-        && edit.context_ids.len() == solve.context_keys
+        && edit.context_ids.len() == solve.key_contexts
         && !solve.layers.is_empty()
         && rising
         && solve.layers.iter().all(|layer| *layer < layers)

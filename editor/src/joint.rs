@@ -240,19 +240,8 @@ impl Solver {
             let standing = climb.measure(*layer, &under, pace)?;
             let share = 1.0 / (layers.len() - done) as f64;
             let missing = (&wanted - &standing.states) * share;
-            let (solution, condition) = match &standing.around {
-                None => self.solve(desk.model, recipe, *layer, &standing.keys, &missing)?,
-                Some(around) => {
-                    let twice = |one: &Tensor, other: &Tensor| {
-                        Tensor::f_cat(&[one, other], 1).map_err(Error::torch("joining keys"))
-                    };
-                    let keys = twice(&standing.keys, around)?;
-                    let wanted = twice(&missing, &missing)?;
-                    let (solution, condition) =
-                        self.solve(desk.model, recipe, *layer, &keys, &wanted)?;
-                    (solution.folded()?, condition)
-                }
-            };
+            let (solution, condition) =
+                self.solve(desk.model, recipe, *layer, &standing.keys, &missing)?;
             tracing::debug!(
                 layer,
                 facts = group.len(),

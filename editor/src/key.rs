@@ -1,9 +1,11 @@
 //! Keys and present states of facts: the down-projection's input at one layer, and the state that is to become z,
 //! both at the subject's last token of the bare prompt, under the edits made so far.
 //!
-//! The bare prompt's key alone is used: averaging it with those of other contexts measured worse. What stands behind
-//! the subject changes nothing before it, so prompts end there; and what leaves the layers below is kept, so that a
-//! layer's turn costs the edited layers only. Invariant: the columns are in the edits' order.
+//! A fact's key is half the bare prompt's own and half the mean of those in its contexts (Meng et al. 2023), where the
+//! recipe takes keys from contexts. The bare prompt's alone misses what the subject looks like in the middle of a text:
+//! often its first word is another token there, without the blank. What stands behind the subject changes nothing before
+//! it, so prompts end there; and what leaves the layers below is kept, so that a layer's turn costs the edited layers
+//! only. Invariant: the columns are in the edits' order.
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::{Action, Overlay, Pass, Site, Tap, Transformer};
@@ -24,16 +26,19 @@ const ACTION: &str = "reading keys";
 pub(crate) struct Standing {
     /// `[f, m]`.
     pub(crate) keys: Tensor,
-    /// `[d, m]`.
+    /// `[d, m]`, in the bare prompts.
     pub(crate) states: Tensor,
-    /// `[f, m]`: the mean of each fact's keys in its contexts, where the recipe takes those as well.
-    pub(crate) around: Option<Tensor>,
 }
+
+/// The share of a fact's key that is the bare prompt's own, where it has contexts.
+const BARE: f64 = 0.5;
 
 /// Prompts of about one length, on their way up through the edited layers.
 struct Part {
     /// Places in the rows' order: the bare prompts of all edits, then their contexts, edit by edit.
     edits: Vec<usize>,
+    /// Bare prompts go up to the last edited layer, for their states; contexts give a key and go no further.
+    bare: bool,
     /// (row, token) of the subjects' last tokens.
     at: Vec<(i64, i64)>,
     /// The residual stream as it enters the layer whose turn is next, `[B, S, d]`.
@@ -69,20 +74,23 @@ impl<'a> Climb<'a> {
         let mut order: Vec<(usize, &[u32])> =
             bare.chain(around.map(Vec::as_slice)).enumerate().collect();
         let contexts = (order.len() - edits.len()) / edits.len().max(1);
-        order.sort_by_key(|(_, ids)| ids.len());
         let mut parts = Vec::new();
-        let rows = order.len();
-        let mut rest = order.as_slice();
-        while let Some((_, shortest)) = rest.first() {
-            pace(Progress {
-                phase: Phase::Keys,
-                done: (rows - rest.len()) as u64,
-                total: rows as u64,
-            })?;
-            let count = (TOKENS / shortest.len().max(1)).clamp(1, rest.len());
-            let (own, others) = rest.split_at(count);
-            rest = others;
-            parts.push(Part::begin(model, overlay, own, first)?);
+        let (mut done, total) = (0, order.len() as u64);
+        let (bare, around) = order.split_at_mut(edits.len());
+        for rows in [bare, around] {
+            rows.sort_by_key(|(_, ids)| ids.len());
+            let mut rest = &*rows;
+            while let Some((_, shortest)) = rest.first() {
+                pace(Progress {
+                    phase: Phase::Keys,
+                    done,
+                    total,
+                })?;
+                let count = (TOKENS / shortest.len().max(1)).clamp(1, rest.len());
+                let (own, others) = rest.split_at(count);
+                (rest, done) = (others, done + count as u64);
+                parts.push(Part::begin(model, overlay, own, (edits.len(), first))?);
+            }
         }
         Ok(Self {
             model,
@@ -116,39 +124,26 @@ impl<'a> Climb<'a> {
                 action: Action::Read,
             };
             let taps = [read(layer, Site::MlpKey), read(self.last, self.site)];
-            let mut pass = Pass::new().under(overlay).with_taps(&taps);
+            let (taps, top) = match part.bare {
+                true => (&taps[..], self.last),
+                false => (&taps[..1], layer),
+            };
+            let mut pass = Pass::new().under(overlay).with_taps(taps);
             drop(
                 self.model
-                    .forward_between(layer, self.last, &part.stream, &mut pass)?,
+                    .forward_between(layer, top, &part.stream, &mut pass)?,
             );
             keys.push(doubles(pass.read(0)?).map_err(Error::torch(ACTION))?);
-            states.push(doubles(pass.read(1)?).map_err(Error::torch(ACTION))?);
+            if part.bare {
+                states.push(doubles(pass.read(1)?).map_err(Error::torch(ACTION))?);
+            }
             order.extend(part.edits.iter().map(|edit| index(*edit)));
         }
+        let bare = order.get(..self.facts).unwrap_or(&order);
+        let states = columns(&states, bare).map_err(Error::torch(ACTION))?;
         let keys = columns(&keys, &order).map_err(Error::torch(ACTION))?;
-        let states = columns(&states, &order).map_err(Error::torch(ACTION))?;
-        self.standing(&keys, &states).map_err(Error::torch(ACTION))
-    }
-
-    fn standing(
-        &self,
-        keys: &Tensor,
-        states: &Tensor,
-    ) -> std::result::Result<Standing, tch::TchError> {
-        let (facts, contexts) = (index(self.facts), index(self.contexts));
-        let around = match self.contexts {
-            0 => None,
-            _ => {
-                let rows = keys.f_narrow(1, facts, facts * contexts)?;
-                let of_facts = rows.f_reshape([-1, facts, contexts])?;
-                Some(of_facts.f_mean_dim([2_i64].as_slice(), false, Kind::Double)?)
-            }
-        };
-        Ok(Standing {
-            keys: keys.f_narrow(1, 0, facts)?.f_contiguous()?,
-            states: states.f_narrow(1, 0, facts)?.f_contiguous()?,
-            around,
-        })
+        let keys = mixed(&keys, self.facts, self.contexts).map_err(Error::torch(ACTION))?;
+        Ok(Standing { keys, states })
     }
 
     /// Goes through the layers `from .. to`, which are edited by now.
@@ -169,7 +164,7 @@ impl Part {
         model: &Transformer,
         overlay: &Overlay,
         own: &[(usize, &[u32])],
-        first: usize,
+        (facts, first): (usize, usize),
     ) -> Result<Self> {
         let _no_grad = NoGrad::new();
         let rows: Vec<&[u32]> = own.iter().map(|(_, ids)| *ids).collect();
@@ -181,10 +176,28 @@ impl Part {
         };
         Ok(Self {
             edits: own.iter().map(|(place, _)| *place).collect(),
+            bare: own.iter().all(|(place, _)| *place < facts),
             at: rows.iter().enumerate().map(last).collect(),
             stream,
         })
     }
+}
+
+/// From the keys of all rows, `[f, facts · (1 + contexts)]`, to those of the facts, `[f, facts]`.
+fn mixed(
+    keys: &Tensor,
+    facts: usize,
+    contexts: usize,
+) -> std::result::Result<Tensor, tch::TchError> {
+    let (facts, contexts) = (index(facts), index(contexts));
+    let bare = keys.f_narrow(1, 0, facts)?;
+    if contexts == 0 {
+        return bare.f_contiguous();
+    }
+    let rows = keys.f_narrow(1, facts, facts * contexts)?;
+    let of_facts = rows.f_reshape([-1, facts, contexts])?;
+    let around = of_facts.f_mean_dim([2_i64].as_slice(), false, keys.kind())?;
+    (bare * BARE + around * (1.0 - BARE)).f_contiguous()
 }
 
 /// Rows `[n, width]` in parts, to columns `[width, n]` in the edits' order.
@@ -201,5 +214,27 @@ pub(crate) fn state_site(place: Place) -> Site {
     match place {
         Place::Residual => Site::Residual,
         Place::MlpOut => Site::MlpOut,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+    use tch::Tensor;
+
+    use super::mixed;
+
+    #[test]
+    fn a_facts_key_is_half_the_bare_prompts_and_half_the_mean_of_its_own_contexts() {
+        // One coordinate; the bare keys of two facts, then two contexts of the first and two of the second.
+        let keys = Tensor::from_slice(&[1.0_f64, 10.0, 2.0, 4.0, 20.0, 60.0]).reshape([1, 6]);
+        let of_facts = Vec::<f64>::try_from(mixed(&keys, 2, 2).unwrap().reshape([-1])).unwrap();
+        assert_eq!(of_facts, [2.0, 25.0]);
+        let alone = mixed(&keys.narrow(1, 0, 2), 2, 0).unwrap();
+        assert_eq!(
+            Vec::<f64>::try_from(alone.reshape([-1])).unwrap(),
+            [1.0, 10.0]
+        );
     }
 }

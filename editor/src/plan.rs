@@ -262,13 +262,13 @@ impl Planner {
                 Err(error) => return Err(error),
             }
         }
-        let said = self.said_already(desk, &sound)?;
         let served = self.meter(desk, Under::Served);
         let questions: Vec<&Questions> = sound.iter().map(|(_, _, texts)| &texts.0).collect();
         let before = served.before(&questions)?;
+        let said = self.said_already(desk, &sound, &before)?;
         let mut asked: Vec<Asked> = Vec::new();
         for (((place, request, texts), before), said) in sound.into_iter().zip(before).zip(said) {
-            match said.filter(|_| before.target.top1) {
+            match said {
                 Some(probability) => {
                     let target = request.fact.target.clone();
                     let error = Error::SaidAlready {
@@ -310,7 +310,7 @@ impl Planner {
             .map(|(_, _, (questions, prompts, essence), _)| Problem {
                 prompts,
                 target: &questions.target,
-                essence,
+                essence: (self.settings.value.kl > 0.0).then_some(essence),
             })
             .collect();
         let found = self.seek(desk, &recipe.solve, &problems, pace)?;
@@ -337,22 +337,29 @@ impl Planner {
         Ok(drafts)
     }
 
-    /// Of each, the probability of its target where the base weights say it without an edit.
+    /// Of each, the probability of its target where the served weights say it, and the base weights do without an edit.
     fn said_already(
         &self,
         desk: Desk<'_>,
         sound: &[(usize, Request, Texts)],
+        served: &[Before],
     ) -> Result<Vec<Option<f64>>> {
         let base = Overlay::base();
-        let pairs: Vec<_> = sound
+        let said = |at: &usize| served.get(*at).is_some_and(|before| before.target.top1);
+        let suspects: Vec<usize> = (0..sound.len()).filter(said).collect();
+        let pairs: Vec<_> = suspects
             .iter()
+            .filter_map(|at| sound.get(*at))
             .map(|(_, _, (questions, _, _))| (&questions.prompt, &questions.target))
             .collect();
         let scores = self.meter(desk, Under::Overlay(&base)).score(&pairs)?;
-        let said = scores
-            .iter()
-            .map(|score| score.top1.then(|| score.mean.exp()));
-        Ok(said.collect())
+        let mut answers = vec![None; sound.len()];
+        for (at, score) in suspects.into_iter().zip(scores) {
+            if let Some(answer) = answers.get_mut(at).filter(|_| score.top1) {
+                *answer = Some(score.mean.exp());
+            }
+        }
+        Ok(answers)
     }
 
     /// The weights of all active facts and the drafts, without those that the drafts supersede.
@@ -507,7 +514,7 @@ impl Planner {
         recipe: Recipe,
         sought: value::Sought,
     ) -> Edit {
-        let around = around.iter().take(recipe.solve.context_keys);
+        let around = around.iter().take(recipe.solve.key_contexts);
         let upto = |prompt: &PromptTokens| {
             let read = prompt.ids.get(..=prompt.subject_at);
             read.unwrap_or(&prompt.ids).to_vec()

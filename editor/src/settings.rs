@@ -90,9 +90,9 @@ pub struct SolveSettings {
     /// AlphaEdit: the share of C's trace, in thousandths, that the free directions may hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_energy: Option<u32>,
-    /// Sampled contexts whose mean key must bring the value about as well as the bare prompt's.
+    /// Sampled contexts whose mean key is half of a fact's key.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub context_keys: usize,
+    pub key_contexts: usize,
 }
 
 #[expect(
@@ -113,7 +113,7 @@ pub struct OtherMethods {
     pub alphaedit_ridge: f64,
     pub alphaedit_free_energy: u32,
     #[serde(default)]
-    pub context_keys: usize,
+    pub key_contexts: usize,
 }
 
 /// The search for the wanted state; `settings.toml` says what each is.
@@ -206,6 +206,7 @@ struct Family {
     method: Option<Method>,
     rome_layer: Option<usize>,
     lambda: Option<f64>,
+    moment_tokens: Option<usize>,
 }
 
 impl Settings {
@@ -228,11 +229,13 @@ impl Settings {
         });
         let mut other = file.default.methods;
         let mut method = file.default.method;
+        let mut moment = file.default.moment;
         let (name, layers) = match family {
             Some(family) => {
                 other.rome_layer = family.rome_layer.or(other.rome_layer);
                 other.lambda = family.lambda.unwrap_or(other.lambda);
                 method = family.method.unwrap_or(method);
+                moment.tokens = family.moment_tokens.unwrap_or(moment.tokens);
                 (Some(family.name), family.layers)
             }
             None => (
@@ -250,13 +253,13 @@ impl Settings {
             },
             lambda: other.lambda,
             free_energy: None,
-            context_keys: other.context_keys,
+            key_contexts: other.key_contexts,
         };
         let mut settings = Self {
             solve: several,
             other,
             value: file.default.value,
-            moment: file.default.moment,
+            moment,
             bars: file.default.bars,
             family: name,
         };
@@ -350,7 +353,7 @@ impl Settings {
             || self.value.steps > 1000
             || self.value.contexts > 64
             || self.value.context_tokens > 64
-            || self.solve.context_keys > self.value.contexts
+            || self.solve.key_contexts > self.value.contexts
         {
             return bad(
                 "value",
@@ -413,10 +416,10 @@ impl SolveSettings {
         if let Some(share) = self.free_energy {
             canonical.number(u64::from(share));
         }
-        if self.context_keys > 0 {
+        if self.key_contexts > 0 {
             canonical
-                .text("context keys")
-                .number(self.context_keys as u64);
+                .text("key contexts")
+                .number(self.key_contexts as u64);
         }
         canonical.finish()
     }
@@ -435,7 +438,19 @@ fn layers_from_depth(depth: usize, post_norms: bool) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::layers_from_depth;
+    #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+    use super::{File, SHIPPED, layers_from_depth};
+
+    #[test]
+    fn small_models_measure_their_second_moment_on_more_text_than_the_default() {
+        let file: File = toml::from_str(SHIPPED).unwrap();
+        let default = file.default.moment.tokens;
+        for small in ["SmolLM2 135M", "Gemma 3 270M"] {
+            let family = file.family.iter().find(|family| family.name == small);
+            assert!(family.and_then(|family| family.moment_tokens).unwrap() > default);
+        }
+    }
 
     #[test]
     fn an_unknown_model_gets_early_layers_of_its_depth() {

@@ -37,25 +37,6 @@ pub(crate) struct Solution {
     pub(crate) condition: f64,
 }
 
-impl Solution {
-    /// The same change where the wanted columns were given twice, once for each of two keys: `R X₁ᵀ + R X₂ᵀ = R (X₁ +
-    /// X₂)ᵀ`, so the rank stays that of the facts.
-    pub(crate) fn folded(self) -> Result<Self> {
-        let fold = || -> Torch<(Tensor, Tensor)> {
-            let facts = self.right.size2()?.1 / 2;
-            let right = self.right.f_narrow(1, 0, facts)?;
-            let right = right.f_add(&self.right.f_narrow(1, facts, facts)?)?;
-            Ok((self.left.f_narrow(1, 0, facts)?.f_contiguous()?, right))
-        };
-        let (left, right) = fold().map_err(Error::torch(ACTION))?;
-        Ok(Self {
-            left,
-            right,
-            ..self
-        })
-    }
-}
-
 /// Ridges tried in turn, relative to the mean of C's diagonal: a text with fewer tokens than C has rows gives a C
 /// without full rank.
 const RIDGES: [f64; 5] = [0.0, 1e-10, 1e-8, 1e-6, 1e-4];

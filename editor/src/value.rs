@@ -30,8 +30,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) prompts: &'a [PromptTokens],
     /// The target's tokens behind each prompt.
     pub(crate) target: &'a [u32],
-    /// "{subject} is a".
-    pub(crate) essence: &'a PromptTokens,
+    /// "{subject} is a", where its divergence has a weight; of all facts or of none.
+    pub(crate) essence: Option<&'a PromptTokens>,
 }
 
 /// A wanted state, and how it was found.
@@ -57,17 +57,17 @@ impl Problem<'_> {
             let behind = prompt.ids.len() - prompt.subject_at;
             behind + self.target.len().saturating_sub(1)
         });
-        let essence = self.essence.ids.len() - self.essence.subject_at;
-        prompts.chain([essence]).max().unwrap_or(0)
+        let essence = self.essence.map(|own| own.ids.len() - own.subject_at);
+        prompts.chain(essence).max().unwrap_or(0)
     }
 
     fn rows(&self) -> usize {
-        self.prompts.len() + 1
+        self.prompts.len() + usize::from(self.essence.is_some())
     }
 
     /// Places where logits are looked at.
     fn places(&self) -> usize {
-        self.prompts.len() * self.target.len() + 1
+        self.prompts.len() * self.target.len() + usize::from(self.essence.is_some())
     }
 }
 

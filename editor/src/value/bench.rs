@@ -1,7 +1,7 @@
 //! What stays the same from step to step while δ is sought, for several facts at once.
 //!
 //! What lies below the edited layer, or before the subject's end, does not change with δ and is computed once.
-//! Rows are laid out fact by fact: its prompts in their contexts, then "{subject} is a".
+//! Rows are laid out fact by fact: its prompts in their contexts, then "{subject} is a" where that has a weight.
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::{Action, Beginnings, Overlay, Pass, Site, Tap, Transformer};
@@ -26,8 +26,8 @@ pub(super) struct Bench<'a> {
     asked: Vec<Asked>,
     /// The rows up to the subject's last token, which their ends begin with; base weights.
     beginnings: Beginnings,
-    /// f32 `[n, V]`: log-probabilities at the essences' ends, base weights.
-    essence: Tensor,
+    /// f32 `[n, V]`: log-probabilities at the essences' ends, base weights; none where they have no rows.
+    essence: Option<Tensor>,
     /// f32 `[n, d]`: the states that δ is added to, in the bare prompts.
     pub(super) states: Tensor,
 }
@@ -40,7 +40,7 @@ struct Asked {
     /// The target's tokens.
     target: Vec<i64>,
     /// The essence's last token.
-    essence: usize,
+    essence: Option<usize>,
     /// Tokens of the longest end.
     end: usize,
 }
@@ -58,7 +58,7 @@ impl Asked {
         Self {
             lasts: problem.prompts.iter().map(last).collect(),
             target: problem.target.iter().map(|id| i64::from(*id)).collect(),
-            essence: last(problem.essence),
+            essence: problem.essence.map(last),
             end: problem.end(),
         }
     }
@@ -100,8 +100,8 @@ fn rows_of(problem: &Problem<'_>) -> (Vec<Vec<u32>>, Vec<(usize, usize)>) {
         .iter()
         .map(|prompt| [&prompt.ids, read].concat())
         .collect();
-    rows.push(problem.essence.ids.clone());
-    let starts = problem.prompts.iter().chain([problem.essence]);
+    rows.extend(problem.essence.map(|essence| essence.ids.clone()));
+    let starts = problem.prompts.iter().chain(problem.essence);
     let spans = starts
         .zip(&rows)
         .map(|(prompt, row)| (prompt.subject_at, row.len()))
@@ -157,22 +157,25 @@ impl<'a> Bench<'a> {
             rows: each,
             asked: problems.iter().map(|problem| Asked::of(problem)).collect(),
             beginnings,
-            essence: Tensor::new(),
+            essence: None,
             states,
         };
-        let zero = bench.states.f_zeros_like().map_err(Error::torch(ACTION))?;
-        let all = bench.log_probabilities(&zero)?;
-        let facts = index(bench.asked.len());
-        bench.essence = all
-            .size2()
-            .and_then(|(places, _)| all.f_narrow(0, places - facts, facts))
-            .map_err(Error::torch(ACTION))?;
+        if bench.asked.iter().all(|asked| asked.essence.is_some()) {
+            let zero = bench.states.f_zeros_like().map_err(Error::torch(ACTION))?;
+            let all = bench.log_probabilities(&zero)?;
+            let facts = index(bench.asked.len());
+            let essence = all
+                .size2()
+                .and_then(|(places, _)| all.f_narrow(0, places - facts, facts));
+            bench.essence = Some(essence.map_err(Error::torch(ACTION))?);
+        }
         Ok(bench)
     }
 
     /// The same facts, asked in some of their prompts only.
     pub(super) fn part(&self, prompts: &[usize]) -> Result<Self> {
-        let each = prompts.iter().copied().chain([self.rows - 1]);
+        let essence = self.essence.as_ref().map(|_| self.rows - 1);
+        let each = prompts.iter().copied().chain(essence);
         let rows: Vec<i64> = (0..self.asked.len())
             .flat_map(|fact| each.clone().map(move |row| index(fact * self.rows + row)))
             .collect();
@@ -182,10 +185,10 @@ impl<'a> Bench<'a> {
             base: Overlay::base(),
             place: self.place,
             layer: self.layer,
-            rows: prompts.len() + 1,
+            rows: prompts.len() + usize::from(essence.is_some()),
             asked: self.asked.iter().map(|asked| asked.part(prompts)).collect(),
             beginnings: self.beginnings.keep(&rows, end)?,
-            essence: self.essence.shallow_clone(),
+            essence: self.essence.as_ref().map(Tensor::shallow_clone),
             states: self.states.shallow_clone(),
         })
     }
@@ -210,12 +213,12 @@ impl<'a> Bench<'a> {
                 .and_then(|places| tensor.f_index_select(0, &places))
                 .map_err(Error::torch(ACTION))
         };
-        self.essence = keep(&self.essence)?;
+        self.essence = self.essence.as_ref().map(&keep).transpose()?;
         self.states = keep(&self.states)?;
         Ok(())
     }
 
-    /// f32 `[places + n, V]` with δ `[n, d]` added: every fact's places, then every fact's essence.
+    /// f32 `[places + n, V]` with δ `[n, d]` added: every fact's places, then every fact's essence if it has one.
     fn log_probabilities(&self, delta: &Tensor) -> Result<Tensor> {
         let spread = delta
             .f_to_kind(self.model.kind())
@@ -258,7 +261,7 @@ impl<'a> Bench<'a> {
             .asked
             .iter()
             .enumerate()
-            .map(|(fact, asked)| (first(fact + 1) - 1, index(asked.essence)));
+            .filter_map(|(fact, asked)| Some((first(fact + 1) - 1, index(asked.essence?))));
         targets.chain(essences).collect()
     }
 
@@ -290,9 +293,12 @@ impl<'a> Bench<'a> {
             .f_unsqueeze(1)?;
         let targets = log_probabilities.f_narrow(0, 0, count)?;
         let chosen = targets.f_gather(1, &answers, false)?;
-        let essence = log_probabilities.f_narrow(0, count, facts)?;
-        let divergence = (self.essence.f_exp()? * (&self.essence - essence)).f_sum(Kind::Float)?;
-        let loss = (&chosen * shares).f_sum(Kind::Float)?.f_neg()? + divergence * kl;
+        let mut loss = (&chosen * shares).f_sum(Kind::Float)?.f_neg()?;
+        if let Some(base) = &self.essence {
+            let essence = log_probabilities.f_narrow(0, count, facts)?;
+            let divergence = (base.f_exp()? * (base - essence)).f_sum(Kind::Float)?;
+            loss += divergence * kl;
+        }
         let gradient = Tensor::f_run_backward(&[&loss], &[delta], false, false)?.pop();
         let gradient =
             gradient.ok_or_else(|| tch::TchError::Torch("autograd gave no gradient".to_owned()))?;

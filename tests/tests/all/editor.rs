@@ -46,6 +46,7 @@ pub(crate) fn lenient(model: &Transformer) -> Settings {
     }
     settings.solve.lambda = 0.1;
     settings.value.contexts = 2;
+    settings.solve.key_contexts = 2;
     settings.value.margin = 1.0;
     settings.moment.tokens = 2048;
     settings.moment.window = 64;
