@@ -85,15 +85,23 @@ impl Solver {
         if missing.is_empty() {
             return Ok(0);
         }
-        if recipe.moment != self.spec() {
-            return Err(Error::MissingMoment(crate::digest::hex(
-                &recipe.moment.corpus,
-            )));
-        }
-        tracing::info!(layers = ?missing, tokens = self.settings.tokens, "measuring the second moment of the keys");
         let (kind, spec) = (desk.model.kind(), &recipe.moment);
-        let partial = (self.store).partial(kind, &missing, (spec, self.settings.batch));
-        let sample = (&self.corpus, &self.settings);
+        // Facts keep the sample that they were solved with, also where the settings' or the shipped text is another now.
+        let corpus = if spec.corpus == self.corpus.digest() {
+            Some(self.corpus.clone())
+        } else {
+            Corpus::of_digest(&spec.corpus)
+        };
+        let corpus =
+            corpus.ok_or_else(|| Error::MissingMoment(crate::digest::hex(&spec.corpus)))?;
+        let settings = MomentSettings {
+            tokens: spec.tokens,
+            window: spec.window,
+            ..self.settings
+        };
+        tracing::info!(layers = ?missing, tokens = spec.tokens, "measuring the second moment of the keys");
+        let partial = (self.store).partial(kind, &missing, (spec, settings.batch));
+        let sample = (&corpus, &settings);
         let reader = (desk.model, desk.tokenizer);
         for (layer, moment) in moment::measure(reader, sample, &missing, &partial, pace)? {
             self.store.save(kind, layer, spec, &moment)?;
