@@ -21,7 +21,7 @@ use tch::Tensor;
 const GAP: usize = 256;
 
 impl Transformer {
-    /// Positions to [`SequenceKv::skip`] between a primer and a document of so many tokens: [`GAP`], or less where the
+    /// Positions to [`SequenceKv::skip`] between a primer and a document of so many tokens: 256, or less where the
     /// model's context has not the room.
     #[must_use]
     pub fn primer_gap(&self, primer: usize, document: usize) -> usize {

@@ -12,7 +12,7 @@ use crate::engine::command::{Blend, Form, Prompt, Segment, Ticket};
 use crate::error::{Error, Result};
 use crate::grpc::lookup::{missed, word};
 use crate::grpc::mode::{Choice, Wanted, Way};
-use crate::grpc::packets::adapter;
+use crate::grpc::packets::shown;
 use crate::grpc::{Serving, check};
 use crate::limits;
 use crate::packets::PacketSource;
@@ -236,7 +236,7 @@ impl Context {
         from: usize,
     ) {
         self.packets.push(id.to_string());
-        self.adapter = adapter(packet.origin().adapter);
+        self.adapter = shown(packet.origin().adapter);
         if rebuilt {
             self.rebuilt += packet.tokens() - from;
         }

@@ -113,11 +113,11 @@ impl Serving {
             link_tokens: link.then(|| u32::try_from(way.link_tokens()).unwrap_or(u32::MAX)),
             blend_share: blend.then(|| way.share()),
             revision: origin.revision.to_string(),
-            adapter: packets::adapter(origin.adapter),
+            adapter: packets::shown(origin.adapter),
             tokenizer: Digest(self.tokenizer.fingerprint()).to_string(),
             codec: documents.packets.dtype().to_owned(),
             rope: documents.packets.rope().to_owned(),
-            primer: packets::adapter(documents.packets.primer()),
+            primer: packets::shown(documents.packets.primer()),
             format: addenda_cache::FORMAT,
         }
     }

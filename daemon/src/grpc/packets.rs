@@ -294,15 +294,15 @@ fn record_at(manifest: &Manifest, (part, parts): (u32, u32)) -> PacketRecord {
         last_used_at_ms: manifest.last_used_at_ms,
         revision: Digest(header.revision).to_string(),
         source: Digest(header.source).to_string(),
-        adapter: adapter(Digest(header.adapter)),
+        adapter: shown(Digest(header.adapter)),
         part,
         parts,
-        primer: adapter(Digest(header.primer)),
+        primer: shown(Digest(header.primer)),
     }
 }
 
-/// An adapter's id as the wire shows it: empty for none.
-pub(crate) fn adapter(digest: Digest) -> String {
+/// A digest as the wire shows it: empty for none of what it is of, which is all zeros.
+pub(crate) fn shown(digest: Digest) -> String {
     if digest == NO_ADAPTER {
         String::new()
     } else {
