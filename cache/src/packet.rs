@@ -71,18 +71,11 @@ impl PacketHeader {
     }
 
     fn encode_identity(&self) -> Encoder {
-        let primed = self.primer != NO_PRIMER;
-        let version = if primed {
-            HEADER_VERSION
-        } else {
-            WITHOUT_PRIMER
+        let version = match self.primer {
+            NO_PRIMER => Encoder::new().u16(WITHOUT_PRIMER),
+            primer => Encoder::new().u16(HEADER_VERSION).bytes(&primer),
         };
-        let encoder = Encoder::new().u16(version);
-        let encoder = match primed {
-            true => encoder.bytes(&self.primer),
-            false => encoder,
-        };
-        encoder
+        version
             .bytes(self.key.as_bytes())
             .text(&self.namespace)
             .bytes(&self.source)
@@ -100,11 +93,16 @@ impl PacketHeader {
     /// Reads what [`PacketHeader::encode`] wrote.
     pub(crate) fn decode(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
         let mut decoder = Decoder::new(bytes);
-        let primer = match decoder.u16("header version")? {
+        let version = decoder.u16("header version")?;
+        let primer = match version {
             WITHOUT_PRIMER => NO_PRIMER,
             HEADER_VERSION => decoder.array("primer")?,
             _ => return Err(Malformed("header version")),
         };
+        if version == HEADER_VERSION && primer == NO_PRIMER {
+            // None has an encoding of its own.
+            return Err(Malformed("primer"));
+        }
         let mut header = Self {
             primer,
             key: PacketKey::from_bytes(decoder.array("key")?),
@@ -125,10 +123,6 @@ impl PacketHeader {
         header.document = decoder.text("document", MAX_DOCUMENT)?.to_owned();
         header.created_at_ms = decoder.u64("created_at_ms")?;
         decoder.finish()?;
-        if header.encode() != bytes {
-            // A primer of zeros is none, which has another encoding.
-            return Err(Malformed("primer"));
-        }
         header
             .check()
             .map_err(|_| Malformed("header out of bounds"))?;

@@ -158,7 +158,12 @@ fn packets_against_mask(
 #[test]
 fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask() {
     for (name, model) in variants() {
-        for made in [([0, 1, 2], 0, 0), ([2, 0, 1], 5, 7), ([1, 2, 0], 3, 0)] {
+        let orders = [[0, 1, 2], [2, 0, 1], [1, 2, 0]];
+        let primers = [(0, 0), (5, 7), (3, 0)];
+        let made = orders
+            .into_iter()
+            .flat_map(|order| primers.map(|(primer, gap)| (order, primer, gap)));
+        for made in made {
             for (chunk, ask) in [12, 5, 1]
                 .into_iter()
                 .flat_map(|c| WAYS.map(|way| (c, way)))
