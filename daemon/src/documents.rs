@@ -120,8 +120,8 @@ impl Documents {
         context: usize,
         packet_tokens: usize,
     ) -> Self {
-        // Soft tokens, a question and an answer need some room beside the longest packet.
-        let most = context - context / 8;
+        // The primer (an eighth at most), soft tokens, a question and an answer need some room beside the longest packet.
+        let most = context - context / 4;
         Self {
             engine,
             packets,

@@ -19,6 +19,7 @@ mod limits;
 mod memory;
 mod metrics;
 mod packets;
+mod primer;
 pub mod process;
 mod prompt;
 pub mod server;

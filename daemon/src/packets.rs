@@ -18,10 +18,7 @@ use crate::engine::command::{Built, NO_ADAPTER, Origin};
 use crate::engine::load::Loaded;
 use crate::error::{Error, Result};
 use crate::jobs::now_ms;
-use crate::prompt;
-
-/// Domain of a primer's digest.
-const PRIMER_CONTEXT: &str = "addenda 2026-11 primer v1";
+use crate::primer::Primer;
 
 /// A packet on its way to the engine: verified bytes and what they mean.
 #[derive(Debug, Clone)]
@@ -96,11 +93,9 @@ impl Packets {
     pub(crate) fn new(store: Arc<Store>, loaded: &Loaded, codec: Codec) -> Self {
         let config = &loaded.config;
         let shape = PacketShape::of(config, loaded.kind, 0);
-        let template = loaded.chat_template.as_deref();
-        let primer = prompt::primer(&loaded.tokenizer, template);
         let identity = Identity {
             tokenizer: loaded.tokenizer.fingerprint(),
-            primer: primer_digest(&primer),
+            primer: loaded.primer.digest().0,
             rope: rope(config),
             shape,
             codec,
@@ -112,7 +107,7 @@ impl Packets {
     pub(crate) fn joint(&self) -> Self {
         let mut packets = self.clone();
         packets.identity.codec = Codec::None;
-        packets.identity.primer = primer_digest(&[]);
+        packets.identity.primer = Primer::default().digest().0;
         packets
     }
 
@@ -265,15 +260,6 @@ impl Packets {
     pub(crate) fn dtype(&self) -> &'static str {
         self.identity.codec.dtype(self.identity.shape.kind)
     }
-}
-
-/// BLAKE3 of a primer's token ids; zeros for none.
-fn primer_digest(ids: &[u32]) -> [u8; 32] {
-    if ids.is_empty() {
-        return [0; 32];
-    }
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-    blake3::derive_key(PRIMER_CONTEXT, &bytes)
 }
 
 /// RoPE settings in one canonical spelling.

@@ -11,10 +11,16 @@
 use addenda_model::{ChatMessage, ChatTemplate, Tokenizer};
 
 use crate::error::{Error, Result};
+use crate::primer::Primer;
 use crate::split::{Tokens, split};
 
 /// What stands before the documents of a chat.
 const INTRODUCTION: &str = "Answer with the help of these documents.\n\n";
+
+/// Documents that a primer ends with.
+const PRIMER_DOCUMENTS: &str = include_str!("../data/primer.txt");
+/// A primer's documents may take one part in so many of a context.
+const PRIMER_SHARE: usize = 8;
 
 /// What a caller asks.
 #[derive(Debug, Clone)]
@@ -105,17 +111,36 @@ impl Ask {
     }
 }
 
-/// The primer, behind which packets are computed: what stands before the documents of a request that says nothing
-/// before them itself, of a chat where the model's template makes one of a question alone, else of a text.
-pub(crate) fn primer(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec<u32> {
+/// What packets are computed behind: what stands before the documents of a request that says nothing before them
+/// itself (of a chat where the model's template makes one of a question alone, else of a text), and some documents of
+/// several kinds, as many as fit into their share of a context of so many tokens.
+///
+/// # Errors
+/// The tokenizer's.
+pub(crate) fn primer(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    context: usize,
+) -> Result<Primer> {
     let chat = template.and_then(|_| {
         let chat = Ask::question("", template);
         around_documents(&chat, tokenizer, template).ok()
     });
-    chat.map_or_else(
+    let before = chat.map_or_else(
         || Vec::from_iter(tokenizer.text_start()),
         |framed| framed.before,
-    )
+    );
+    let mut documents = Vec::new();
+    let mut tokens = before.len();
+    for text in PRIMER_DOCUMENTS.split("\n\n") {
+        let ids = document(text, tokenizer, context)?.concat();
+        tokens += ids.len();
+        if tokens > context / PRIMER_SHARE {
+            break;
+        }
+        documents.push(ids);
+    }
+    Ok(Primer::new(before, &documents))
 }
 
 /// What stands before the documents of requests that say nothing before them themselves: a text, and

@@ -9,7 +9,7 @@
 //! Gives the same numbers as [`Transformer::forward_from`]. Causal masks only.
 
 use crate::error::{Error, Result};
-use crate::layers::attention::Before;
+use crate::layers::attention::{Before, Sight};
 use crate::taps::{Mask, Pass};
 use crate::tensor::{NoGrad, int};
 use crate::transformer::Transformer;
@@ -91,7 +91,7 @@ impl Transformer {
                 "the ends {spans:?} do not fit {rows} rows of {tokens} tokens"
             )));
         }
-        if pass.mask != Mask::Causal {
+        if !matches!(pass.mask, Mask::Causal) {
             return Err(Error::Invalid(
                 "rows can be begun under a causal mask only".to_owned(),
             ));
@@ -127,9 +127,12 @@ impl Transformer {
                 before.push(None);
                 continue;
             }
-            let seen = (Some(pick(&early, block.window())), None);
-            let angles = self.rope(block).angles(0, start)?;
-            let (out, seen) = block.forward_batch(&x, &angles, seen, &mut begun)?;
+            let sight = Sight::Rows {
+                angles: &self.rope(block).angles(0, start)?,
+                mask: Some(pick(&early, block.window())),
+                before: None,
+            };
+            let (out, seen) = block.forward_batch(&x, sight, &mut begun)?;
             before.push(Some(seen));
             x = out;
         }
@@ -167,11 +170,13 @@ impl Transformer {
         let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
         let blocks = self.blocks.get(beginnings.layer + 1..).unwrap_or_default();
         for (block, before) in blocks.iter().zip(&beginnings.before) {
-            let visible = Some(pick(&beginnings.visible, block.window()));
-            let seen = (visible, before.as_ref());
             let at = before.as_ref().map_or(0, Before::tokens);
-            let angles = self.rope(block).angles(at, tokens)?;
-            (x, _) = block.forward_batch(&x, &angles, seen, pass)?;
+            let sight = Sight::Rows {
+                angles: &self.rope(block).angles(at, tokens)?,
+                mask: Some(pick(&beginnings.visible, block.window())),
+                before: before.as_ref(),
+            };
+            (x, _) = block.forward_batch(&x, sight, pass)?;
         }
         self.norm.forward(&x)
     }

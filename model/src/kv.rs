@@ -92,7 +92,7 @@ impl SequenceKv {
         })
     }
 
-    /// Tokens in the context so far, skipped positions counted, which is the position of the next one.
+    /// Tokens in the context so far, which is the position of the next one.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tokens
@@ -158,16 +158,6 @@ impl SequenceKv {
             });
             self.tokens += tokens;
         }
-        Ok(())
-    }
-
-    /// Leaves out the next `positions`: what follows stands behind them.
-    ///
-    /// # Errors
-    /// The context would grow too long.
-    pub fn skip(&mut self, positions: usize) -> Result<()> {
-        self.check_room(positions)?;
-        self.tokens += positions;
         Ok(())
     }
 

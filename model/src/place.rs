@@ -16,20 +16,7 @@ use crate::transformer::Transformer;
 use std::ops::Range;
 use tch::Tensor;
 
-/// Positions between a primer and the document behind it: a document that stands right behind the beginning is made
-/// for a place there, and most are read further on. (Measured; see ARCHITECTURE.md.)
-const GAP: usize = 256;
-
 impl Transformer {
-    /// Positions to [`SequenceKv::skip`] between a primer and a document of so many tokens: 256, or less where the
-    /// model's context has not the room.
-    #[must_use]
-    pub fn primer_gap(&self, primer: usize, document: usize) -> usize {
-        let room = self.config().context.saturating_sub(primer);
-        // The other half is for soft tokens.
-        (room.saturating_sub(document) / 2).min(GAP)
-    }
-
     /// What a context computed behind the packets that it begins with, as a packet of its own; all of it where there
     /// are none. Keys are turned in f32 and rounded once more to the model's dtype.
     ///

@@ -6,9 +6,11 @@
 //! were served, without touching those that are.
 
 use crate::error::{Error, Result};
-use crate::tensor::int;
+use crate::layers::stretches;
+use crate::packet::PacketKv;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::rc::Rc;
 use tch::{Device, Tensor};
 
 /// A place in every layer that a tap can be put at.
@@ -49,86 +51,56 @@ pub struct Tap {
 }
 
 /// What the tokens of a row see of each other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub enum Mask {
     /// Each token sees itself and all before it.
     #[default]
     Causal,
-    /// The packets' mask: a token inside a document sees itself and what stands before it there;
-    /// one outside of all documents sees everything before it but their primers.
-    Documents(Vec<Isolated>),
+    /// The packets' mask: a token inside a document sees the primer, itself, and what stands before it there; one
+    /// outside of all documents sees everything before it.
+    Documents(Documents),
 }
 
-/// A document in a row, as its packet is built: behind a primer of its own that nobody else sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The documents of a row, each computed as its packet is.
+#[derive(Clone)]
+pub struct Documents {
+    /// In order, none within another.
+    pub each: Vec<Isolated>,
+    /// What documents stand behind, from position 0 on, and nothing else sees; it is no part of the row.
+    pub primer: Option<Rc<PacketKv>>,
+}
+
+/// A document in a row, as its packet is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Isolated {
-    /// Where its primer begins, or, without one, the document.
-    pub start: usize,
-    /// Tokens of the primer. They take no positions of the row: they stand before the document's
-    /// first, behind which `gap` positions are left out.
-    pub primer: usize,
-    /// Positions between the primer's last token and the document's first.
-    pub gap: usize,
-    /// Tokens of the document, soft ones included.
-    pub tokens: usize,
+    /// Where it is in the row; soft tokens belong to it. Not empty.
+    pub tokens: Range<usize>,
+    /// So many of the primer's first tokens stand before it, and it takes the positions that follow those.
+    pub primed: usize,
 }
 
-impl Mask {
-    fn documents(&self) -> &[Isolated] {
-        match self {
-            Self::Causal => &[],
-            Self::Documents(documents) => documents,
-        }
-    }
-
-    /// Positions of the `tokens` of a row, where they are not 0, 1, …; none is negative, and only their differences
-    /// mean anything.
+impl Documents {
+    /// A row of so many tokens in stretches, in order: documents, with what they are primed by, and what stands between.
     ///
     /// # Errors
-    /// A document outside of the row.
-    pub(crate) fn positions(&self, tokens: usize) -> Result<Option<Vec<i64>>> {
-        let documents = self.documents();
-        if documents.iter().all(|document| document.primer == 0) {
-            return Ok(None);
+    /// A document that does not fit the row.
+    pub(crate) fn stretches(&self, tokens: usize) -> Result<Vec<(Range<usize>, Option<usize>)>> {
+        let mut stretches = Vec::with_capacity(2 * self.each.len() + 1);
+        let mut end = 0;
+        for document in &self.each {
+            let span = &document.tokens;
+            if span.start < end || span.is_empty() || span.end > tokens {
+                return Err(Error::Invalid(format!(
+                    "a document at {span:?} does not fit a row of {tokens} tokens behind {end}"
+                )));
+            }
+            stretches.push((end..span.start, None));
+            stretches.push((span.clone(), Some(document.primed)));
+            end = span.end;
         }
-        let mut positions = Vec::with_capacity(tokens);
-        let mut next = 0;
-        for document in documents {
-            let range = document.range(tokens)?;
-            let before = range.start.checked_sub(positions.len());
-            let before = before.ok_or_else(|| document.misfit(tokens))?;
-            positions.extend((next..).take(before));
-            next += int(before);
-            let first = next - int(document.gap) - int(document.primer);
-            positions.extend((first..).take(document.primer));
-            positions.extend((next..).take(document.tokens));
-            next += int(document.tokens);
-        }
-        positions.extend((next..).take(tokens - positions.len()));
-        let least = positions.iter().copied().min().unwrap_or(0).min(0);
-        Ok(Some(positions.iter().map(|at| at - least).collect()))
-    }
-}
-
-impl Isolated {
-    /// Primer and document, in a row of so many tokens.
-    fn range(&self, tokens: usize) -> Result<Range<usize>> {
-        let end = self.primer.checked_add(self.tokens);
-        let end = end.and_then(|own| self.start.checked_add(own));
-        let end = end.filter(|end| *end <= tokens);
-        Ok(self.start..end.ok_or_else(|| self.misfit(tokens))?)
-    }
-
-    fn misfit(&self, tokens: usize) -> Error {
-        let Self {
-            start,
-            primer,
-            tokens: own,
-            ..
-        } = self;
-        Error::Invalid(format!(
-            "a document of {own} tokens behind a primer of {primer} at {start} does not fit {tokens} tokens"
-        ))
+        stretches.push((end..tokens, None));
+        stretches.retain(|(range, _)| !range.is_empty());
+        Ok(stretches)
     }
 }
 
@@ -205,42 +177,16 @@ impl<'a> Pass<'a> {
         Ok(x)
     }
 
-    /// True where a query (row) of `tokens` sees a key (column); `None` where plain causality
+    /// True where a query (row) of `tokens` sees a key (column) under a causal mask; `None` where plain causality
     /// says it all.
     pub(crate) fn visible(
-        &self,
         tokens: usize,
         window: Option<usize>,
         device: Device,
     ) -> Result<Option<Tensor>> {
-        let windowed = window.is_some_and(|window| tokens > window);
-        if self.mask == Mask::Causal && !windowed {
-            return Ok(None);
-        }
-        // Which document a token is of, 0 for none; and whether others see it.
-        let (mut of, mut open) = (vec![0_i64; tokens], vec![1_i64; tokens]);
-        for (number, document) in self.mask.documents().iter().enumerate() {
-            let range = document.range(tokens)?;
-            let primer = open.get_mut(range.start..range.start + document.primer);
-            primer.unwrap_or_default().fill(0);
-            of.get_mut(range).unwrap_or_default().fill(int(number) + 1);
-        }
-        let tensor = |numbers: &[i64]| Tensor::f_from_slice(numbers)?.f_to_device(device);
-        let (of, open) = (tensor(&of)?, tensor(&open)?.f_eq(1)?);
-        let order = Tensor::f_arange(int(tokens), (tch::Kind::Int64, device))?;
-        let before = order.f_unsqueeze(1)?.f_ge_tensor(&order)?;
-        let own = of.f_unsqueeze(1)?.f_eq_tensor(&of)?;
-        let free = of.f_eq(0)?.f_unsqueeze(1)?.f_logical_and(&open)?;
-        let mut visible = before.f_logical_and(&own.f_logical_or(&free)?)?;
-        if let Some(window) = window {
-            let position = match self.mask.positions(tokens)? {
-                Some(positions) => tensor(&positions)?,
-                None => order,
-            };
-            let back = position.f_unsqueeze(1)?.f_sub(&position)?;
-            visible = visible.f_logical_and(&back.f_lt(int(window))?)?;
-        }
-        Ok(Some(visible))
+        let windowed = window.filter(|window| tokens > *window);
+        let visible = windowed.map(|_| stretches::visible(0, tokens, window, device));
+        visible.transpose()
     }
 }
 

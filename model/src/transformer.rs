@@ -1,8 +1,8 @@
 //! The decoder-only transformer: embeddings, layers, a last norm, logits.
 //!
 //! Two ways through it. [`Transformer::forward`] serves: one sequence, its cache, shared
-//! packets, no gradients. [`Transformer::forward_batch`] and its like study: many rows, taps,
-//! masks, gradients, no cache. Both give the same numbers (the tests hold them to it).
+//! packets, no gradients. [`Transformer::forward_batch`] and its like study (`study.rs`). Both give
+//! the same numbers.
 //!
 //! The weights never change but through [`Transformer::install`].
 
@@ -15,7 +15,7 @@ use crate::layers::block::Block;
 use crate::layers::norm::RmsNorm;
 use crate::layers::rope::{Rope, RunAngles};
 use crate::packet::PacketShape;
-use crate::taps::{Overlay, Pass};
+use crate::taps::Overlay;
 use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
 use crate::weights::Weights;
 use std::cell::OnceCell;
@@ -44,9 +44,9 @@ pub struct Transformer {
     pub(crate) norm: RmsNorm,
     /// `[vocab, d]`; the embeddings themselves where they are tied.
     output: Tensor,
-    rope: Rope,
+    pub(crate) rope: Rope,
     /// Of windowed layers, where they turn by other angles.
-    local_rope: Option<Rope>,
+    pub(crate) local_rope: Option<Rope>,
     pub(crate) device: Device,
     pub(crate) kind: Kind,
     /// Whether large products are faster in f32 than in bf16 here.
@@ -362,7 +362,7 @@ impl Transformer {
     }
 
     /// Whether a run of so many tokens is computed in f32, whatever the weights are kept in.
-    fn widens(&self, tokens: usize) -> bool {
+    pub(crate) fn widens(&self, tokens: usize) -> bool {
         self.f32_is_faster && tokens >= WIDEN_FROM
     }
 
@@ -392,76 +392,6 @@ impl Transformer {
     /// The stored embedding matrix `[vocab, d]`, unscaled.
     pub fn embeddings(&self) -> &Tensor {
         &self.embeddings
-    }
-
-    /// A batch without a cache: ids i64 `[B, S]`, each row from position 0, padded on the right
-    /// (nothing sees what comes after it, so padding does no harm). Hidden states after the last
-    /// norm, `[B, S, d]`. Differentiable in whatever the taps put in.
-    ///
-    /// # Errors
-    /// A tap or mask outside of the batch, rows longer than the context, or libtorch's.
-    pub fn forward_batch(&self, ids: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let x = self.embed(ids)?;
-        let x = self.run(x, 0..self.blocks.len(), pass)?;
-        self.norm.forward(&x)
-    }
-
-    /// The same from input embeddings `[B, S, d]`, scaled as [`Self::embed`] scales them.
-    ///
-    /// # Errors
-    /// As [`Self::forward_batch`].
-    pub fn forward_embeddings(&self, embeddings: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let tokens = usize::try_from(embeddings.size3()?.1).unwrap_or(0);
-        let kind = match self.widens(tokens) {
-            true => Kind::Float,
-            false => self.kind,
-        };
-        let x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
-        let x = self.run(x, 0..self.blocks.len(), pass)?;
-        in_kind(&self.norm.forward(&x)?, self.kind)
-    }
-
-    /// The first layers only, `0 ..= layer`: the residual stream `[B, S, d]` as it leaves `layer`.
-    ///
-    /// # Errors
-    /// As [`Self::forward_batch`], or there is no such layer.
-    pub fn forward_to(&self, layer: usize, ids: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        self.check_layer(layer)?;
-        let x = self.embed(ids)?;
-        self.run(x, 0..layer + 1, pass)
-    }
-
-    /// Some layers only, `first ..= last`: from the residual stream `[B, S, d]` as it enters `first` to
-    /// the one that leaves `last`.
-    ///
-    /// # Errors
-    /// As [`Self::forward_batch`], or there are no such layers.
-    pub fn forward_between(
-        &self,
-        first: usize,
-        last: usize,
-        residual: &Tensor,
-        pass: &mut Pass<'_>,
-    ) -> Result<Tensor> {
-        self.check_layer(last)?;
-        self.run(residual.f_to_kind(self.kind)?, first..last + 1, pass)
-    }
-
-    /// The last layers only, from the residual stream `[B, S, d]` as it left `layer`: hidden
-    /// states after the last norm, `[B, S, d]`. Differentiable in `residual`.
-    ///
-    /// # Errors
-    /// As [`Self::forward_batch`], or there is no such layer.
-    pub fn forward_from(
-        &self,
-        layer: usize,
-        residual: &Tensor,
-        pass: &mut Pass<'_>,
-    ) -> Result<Tensor> {
-        self.check_layer(layer)?;
-        let x = residual.f_to_kind(self.kind)?;
-        let x = self.run(x, layer + 1..self.blocks.len(), pass)?;
-        self.norm.forward(&x)
     }
 
     /// The down-projection of `layer` before any edit, f32 `[d, d_ff]`.
@@ -516,44 +446,6 @@ impl Transformer {
             block.mlp.serve(overlay.matrices.get(&layer));
         }
         Ok(())
-    }
-
-    /// Runs `layers` on the residual stream `x [B, S, d]`.
-    fn run(
-        &self,
-        mut x: Tensor,
-        layers: std::ops::Range<usize>,
-        pass: &mut Pass<'_>,
-    ) -> Result<Tensor> {
-        let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
-        if tokens > self.config.context {
-            return Err(Error::TooLong {
-                tokens,
-                context: self.config.context,
-            });
-        }
-        let positions = pass.mask.positions(tokens)?;
-        let angles = |rope: &Rope| match &positions {
-            Some(positions) => rope.angles_at(positions),
-            None => rope.angles(0, tokens),
-        };
-        let full = (
-            angles(&self.rope)?,
-            pass.visible(tokens, None, self.device)?,
-        );
-        let windowed = (
-            angles(self.local_rope.as_ref().unwrap_or(&self.rope))?,
-            pass.visible(tokens, self.config.sliding_window, self.device)?,
-        );
-        for block in self.blocks.get(layers).unwrap_or_default() {
-            let (angles, visible) = match block.window() {
-                Some(_) => &windowed,
-                None => &full,
-            };
-            let seen = (visible.as_ref(), None);
-            (x, _) = block.forward_batch(&x, angles, seen, pass)?;
-        }
-        Ok(x)
     }
 
     /// The residual stream `x [T, d]` in the dtype that a run of T tokens is computed in.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use addenda_model::adapter::{Measured, Schedule, Taught, Trainer, teach};
+use addenda_model::adapter::{Measured, Schedule, Student, Taught, Trainer, teach};
 use addenda_model::{Adapter, Tokenizer, Transformer};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -184,17 +184,21 @@ impl Training {
     ///
     /// # Errors
     /// The model's.
-    pub(crate) fn step(&mut self, model: &Transformer, tokenizer: &Tokenizer) -> Result<Vec<Note>> {
+    pub(crate) fn step(
+        &mut self,
+        student: Student<'_>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<Note>> {
         let started = Instant::now();
         let mut notes = match self.stage.clone() {
-            Stage::Teach => self.teach(model, tokenizer)?,
-            Stage::Measure { before, so_far } => self.measure(model, before, so_far)?,
-            Stage::Learn => self.learn(model)?,
+            Stage::Teach => self.teach(student.model, tokenizer)?,
+            Stage::Measure { before, so_far } => self.measure(student, before, so_far)?,
+            Stage::Learn => self.learn(student)?,
             Stage::End => Vec::new(),
         };
         self.notes.seconds += started.elapsed().as_secs_f64();
         if self.stage == Stage::End {
-            notes.push(Note::Done(Box::new(self.outcome(model)?)));
+            notes.push(Note::Done(Box::new(self.outcome(student.model)?)));
         }
         Ok(notes)
     }
@@ -255,7 +259,7 @@ impl Training {
 
     fn measure(
         &mut self,
-        model: &Transformer,
+        student: Student<'_>,
         before: bool,
         mut so_far: Vec<Measured>,
     ) -> Result<Vec<Note>> {
@@ -266,7 +270,7 @@ impl Training {
             Some(self.trainer.adapter()?)
         };
         if let Some(taught) = self.taught.get(plan.samples + so_far.len()) {
-            so_far.push(taught.measure(model, adapter.as_ref())?);
+            so_far.push(taught.measure(student, adapter.as_ref())?);
         }
         let (done, all) = (so_far.len(), plan.validation);
         let phase = if before {
@@ -305,7 +309,7 @@ impl Training {
         Ok(notes)
     }
 
-    fn learn(&mut self, model: &Transformer) -> Result<Vec<Note>> {
+    fn learn(&mut self, student: Student<'_>) -> Result<Vec<Note>> {
         let started = Instant::now();
         let plan = &self.course.plan;
         let (batch, per_epoch) = (self.batch() as u64, plan.updates_per_epoch() as u64);
@@ -319,7 +323,7 @@ impl Training {
         let lesson = place.and_then(|at| self.order.0.get(at)).copied();
         let taught = lesson.and_then(|lesson| self.taught.get(lesson));
         let taught = taught.ok_or_else(|| Error::invalid("data", "has no lesson left"))?;
-        let loss = self.trainer.study(model, taught)?;
+        let loss = self.trainer.study(student, taught)?;
         self.notes.losses.0 += loss;
         self.notes.losses.1 += 1;
         self.clock.learn.0 += started.elapsed();

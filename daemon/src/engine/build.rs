@@ -8,7 +8,7 @@ use addenda_model::{Codec, Input, SequenceKv, Transformer};
 use tokio::sync::oneshot;
 
 use crate::engine::command::{Build, Built, Form, NO_ADAPTER, Origin, Ticket, Under, View};
-use crate::engine::primer::Primer;
+use crate::engine::primer::PrimerKv;
 use crate::error::{Error, Result};
 
 /// A document on its way to a packet.
@@ -28,10 +28,10 @@ impl Building {
     pub(crate) fn begin(
         ticket: Ticket,
         request: Build,
-        (model, primer): (&Transformer, &mut Primer),
+        (model, primer): (&Transformer, &mut PrimerKv),
         under: Under,
     ) -> Option<Self> {
-        match primer.context((request.form, request.ids.len()), under.revision, model) {
+        match primer.context((request.form, &request.ids), under.revision, model) {
             Ok(kv) => Some(Self {
                 ticket,
                 ids: request.ids,
@@ -97,11 +97,11 @@ impl Building {
     pub(crate) fn weights_changed(
         &mut self,
         under: Under,
-        (model, primer): (&Transformer, &mut Primer),
+        (model, primer): (&Transformer, &mut PrimerKv),
     ) -> Result<()> {
         let origin = under.origin(self.form);
         if origin != self.origin {
-            self.kv = primer.context((self.form, self.ids.len()), under.revision, model)?;
+            self.kv = primer.context((self.form, &self.ids), under.revision, model)?;
             self.done = 0;
             self.origin = origin;
         }

@@ -15,6 +15,8 @@ use crate::digest::Digest;
 use crate::engine::edit::Bench;
 use crate::engine::wear::Worn;
 use crate::error::{Error, Result};
+use crate::primer::Primer;
+use crate::prompt;
 
 /// What the engine is started with.
 pub(crate) struct Setup {
@@ -29,6 +31,8 @@ pub(crate) struct Loaded {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_template: Option<Arc<ChatTemplate>>,
+    /// What packets are computed behind.
+    pub(crate) primer: Primer,
     pub(crate) fingerprint: Digest,
     pub(crate) parameters: u64,
     pub(crate) kind: Kind,
@@ -69,11 +73,13 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
     let base = Digest(files.fingerprint);
     let adapters = Library::open(config.data_dir.join("adapters"), base)?;
     let worn = wear(config, &adapters, &model)?;
+    let primer = prompt::primer(&tokenizer, chat_template.as_deref(), model_config.context)?;
     let loaded = Loaded {
         model_path: setup.model_path.clone(),
         config: model_config,
         tokenizer: Arc::clone(&tokenizer),
         chat_template,
+        primer,
         fingerprint: base,
         parameters: model.parameters(),
         kind,

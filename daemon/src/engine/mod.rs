@@ -34,7 +34,7 @@ use crate::engine::command::{Command, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::edit::Bench;
 use crate::engine::load::{Loaded, Setup};
 use crate::engine::prefix::Prefixes;
-use crate::engine::primer::Primer;
+use crate::engine::primer::PrimerKv;
 use crate::engine::queue::{Queue, Refused};
 use crate::engine::scheduler::{Floor, Outside};
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         let tokenizer = Arc::clone(&bench.tokenizer);
         let template = loaded.chat_template.as_deref();
         let beginnings = prompt::beginnings(&bench.tokenizer, template).unwrap_or_default();
-        let primer = Primer::new(prompt::primer(&bench.tokenizer, template));
+        let primer = PrimerKv::new(loaded.primer.clone());
         state.send_modify(|state| {
             state.health = Health::Ready;
             state.under = under;
@@ -182,7 +182,7 @@ fn run(mut bench: Bench, mut floor: Floor) {
                 let seconds = started.elapsed().as_secs_f64();
                 floor.metrics.edit.observe(seconds);
             }
-        } else if !bench.train(&floor, worked) && !worked {
+        } else if !bench.train(&mut floor, worked) && !worked {
             if floor.queue.is_closed() && floor.is_idle() && floor.queue.len() == 0 {
                 return;
             }

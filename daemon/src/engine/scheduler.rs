@@ -18,7 +18,7 @@ use crate::engine::build::Building;
 use crate::engine::command::{Command, Forget, Ticket, Under, View, Waiting};
 use crate::engine::decode;
 use crate::engine::prefix::Prefixes;
-use crate::engine::primer::Primer;
+use crate::engine::primer::PrimerKv;
 use crate::engine::queue::Queue;
 use crate::engine::sequence::{Outcome, Phase, Sequence, Stage};
 use crate::engine::{EngineState, Health};
@@ -57,7 +57,7 @@ pub(crate) struct Floor {
     pub(crate) chunk: usize,
     pub(crate) sequences: Vec<Sequence>,
     building: Option<Building>,
-    primer: Primer,
+    pub(crate) primer: PrimerKv,
     /// While sequences run, the packet is not stepped before this.
     build_after: Instant,
     /// Whether the rounds are those between two steps of an edit.
@@ -72,7 +72,7 @@ impl Floor {
     pub(crate) fn new(
         outside: Outside,
         tokenizer: Arc<Tokenizer>,
-        (shelf, prefixes, primer): (Shelf, Prefixes, Primer),
+        (shelf, prefixes, primer): (Shelf, Prefixes, PrimerKv),
         (chunk, kv_budget): (usize, usize),
     ) -> Self {
         let under = outside.state.borrow().under;

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use addenda_model::adapter::Student;
 use addenda_model::{Adapter, Tokenizer, Transformer};
 use tokio::sync::mpsc;
 
@@ -121,7 +122,7 @@ impl Bench {
 
     /// Steps the training where there is one and it is its turn: `busy` says that others worked in
     /// this round. True if it was stepped.
-    pub(crate) fn train(&mut self, floor: &Floor, busy: bool) -> bool {
+    pub(crate) fn train(&mut self, floor: &mut Floor, busy: bool) -> bool {
         let Some(mut working) = self.working.take() else {
             return false;
         };
@@ -140,7 +141,13 @@ impl Bench {
         }
         let span = working.ticket.span.clone();
         let _span = span.enter();
-        match guard(|| working.step(&self.model, &self.tokenizer)) {
+        let (model, revision) = (&self.model, self.under().revision);
+        let stepped = guard(|| {
+            floor.primer.study(revision, model, |primer| {
+                working.step(Student { model, primer }, &self.tokenizer)
+            })
+        });
+        match stepped {
             Ok(true) => {}
             Ok(false) => self.working = Some(working),
             Err(error) => working.end(error),
@@ -170,8 +177,8 @@ impl Working {
     }
 
     /// One step; true after the last.
-    fn step(&mut self, model: &Transformer, tokenizer: &Tokenizer) -> Result<bool> {
-        let notes = self.training.step(model, tokenizer)?;
+    fn step(&mut self, student: Student<'_>, tokenizer: &Tokenizer) -> Result<bool> {
+        let notes = self.training.step(student, tokenizer)?;
         let done = notes.iter().any(|note| matches!(note, Note::Done(_)));
         self.waiting.extend(notes);
         self.say();

@@ -17,7 +17,7 @@ mod trainer;
 
 pub use file::{Description, MAX_FILE_BYTES, MAX_SOFT_TOKENS, is_name};
 pub use lesson::{Lesson, Taught, teach};
-pub use student::Measured;
+pub use student::{Measured, Primer, Student};
 pub use trainer::{Schedule, Trainer};
 
 use std::ops::Range;

@@ -1,16 +1,17 @@
 //! The student: the same model under the packets' block mask, and how far it is from its teacher.
 //!
 //! Owns one forward over [preamble | wrapped documents | prompt + answer] at positions 0 … S−1:
-//! each wrapped document sees itself and the preamble right before it, which is the primer of its packet (a copy
-//! that nobody else sees); prompt and answer see everything. Logits are made for
-//! the answer's tokens alone. The numbers are those of the serving path over packets (the tests
+//! each wrapped document stands behind the primer of its packet and sees that and itself; prompt and answer see
+//! everything but the primer. Logits are made for the answer's tokens alone. The numbers are those of the serving path over packets (the tests
 //! hold the two to each other).
 
+use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 use super::{Adapter, Taught};
 use crate::error::Result;
-use crate::taps::{Isolated, Mask, Pass};
+use crate::packet::PacketKv;
+use crate::taps::{Documents, Isolated, Mask, Pass};
 use crate::tensor::{NoGrad, ids as id_tensor, int};
 use crate::transformer::Transformer;
 
@@ -18,6 +19,24 @@ use crate::transformer::Transformer;
 pub(crate) struct Soft<'a> {
     pub(crate) header: &'a Tensor,
     pub(crate) trailer: &'a Tensor,
+}
+
+/// The model that studies, and what its packets are computed behind.
+#[derive(Clone, Copy)]
+pub struct Student<'a> {
+    /// Studies under the weights that it has now.
+    pub model: &'a Transformer,
+    /// None where packets are computed alone.
+    pub primer: Option<Primer<'a>>,
+}
+
+/// What packets are computed behind.
+#[derive(Clone, Copy)]
+pub struct Primer<'a> {
+    /// Computed by the student's model.
+    pub kv: &'a Rc<PacketKv>,
+    /// Behind how many of its first tokens a document of these token ids stands.
+    pub before: &'a dyn Fn(&[u32]) -> usize,
 }
 
 /// How far students are from their teachers, over the tokens of all answers.
@@ -61,29 +80,33 @@ impl Taught {
     ///
     /// # Errors
     /// An adapter of another width, a context that is too long, or libtorch's.
-    pub fn student_logits(&self, model: &Transformer, adapter: Option<&Adapter>) -> Result<Tensor> {
+    pub fn student_logits(
+        &self,
+        student: Student<'_>,
+        adapter: Option<&Adapter>,
+    ) -> Result<Tensor> {
         let _guard = NoGrad::new();
-        let placed = |soft: &Tensor| soft.f_to_device(model.device());
+        let placed = |soft: &Tensor| soft.f_to_device(student.model.device());
         let Some(adapter) = adapter else {
-            return self.logits(model, None);
+            return self.logits(student, None);
         };
-        adapter.check_width(model)?;
+        adapter.check_width(student.model)?;
         let (header, trailer) = (placed(&adapter.header)?, placed(&adapter.trailer)?);
         let soft = Soft {
             header: &header,
             trailer: &trailer,
         };
-        self.logits(model, Some(&soft))
+        self.logits(student, Some(&soft))
     }
 
     /// How far the student is from its teacher. No gradients.
     ///
     /// # Errors
     /// As [`Self::student_logits`].
-    pub fn measure(&self, model: &Transformer, adapter: Option<&Adapter>) -> Result<Measured> {
+    pub fn measure(&self, student: Student<'_>, adapter: Option<&Adapter>) -> Result<Measured> {
         let _guard = NoGrad::new();
-        let logits = self.student_logits(model, adapter)?;
-        let teacher = model.logits(&self.hidden)?;
+        let logits = self.student_logits(student, adapter)?;
+        let teacher = student.model.logits(&self.hidden)?;
         let kl = divergence(&teacher, &logits)?;
         let own = logits.f_argmax(-1, false)?;
         let agreeing = teacher.f_argmax(-1, false)?.f_eq_tensor(&own)?;
@@ -96,16 +119,17 @@ impl Taught {
     }
 
     /// KL(teacher ‖ student) in nats, the mean over the answer's tokens; differentiable in `soft`.
-    pub(crate) fn loss(&self, model: &Transformer, soft: &Soft<'_>) -> Result<Tensor> {
+    pub(crate) fn loss(&self, student: Student<'_>, soft: &Soft<'_>) -> Result<Tensor> {
         let teacher = {
             let _guard = NoGrad::new();
-            model.logits(&self.hidden)?
+            student.model.logits(&self.hidden)?
         };
-        let student = self.logits(model, Some(soft))?;
-        Ok(divergence(&teacher, &student)?.f_mean(Kind::Float)?)
+        let own = self.logits(student, Some(soft))?;
+        Ok(divergence(&teacher, &own)?.f_mean(Kind::Float)?)
     }
 
-    fn logits(&self, model: &Transformer, soft: Option<&Soft<'_>>) -> Result<Tensor> {
+    fn logits(&self, student: Student<'_>, soft: Option<&Soft<'_>>) -> Result<Tensor> {
+        let Student { model, primer } = student;
         let device = model.device();
         let embed = |ids: &[u32]| -> Result<Tensor> {
             model.check_ids(ids)?;
@@ -115,29 +139,26 @@ impl Taught {
         let lesson = &self.lesson;
         let mut pieces = vec![embed(&lesson.preamble)?];
         let mut tokens = lesson.preamble.len();
-        let mut documents = Vec::with_capacity(lesson.documents.len());
+        let mut each = Vec::with_capacity(lesson.documents.len());
         for document in &lesson.documents {
-            pieces.push(embed(&lesson.preamble)?);
-            let start = pieces.len();
-            if let Some(soft) = soft {
-                pieces.push(soft.header.f_to_kind(model.kind())?);
+            let ids = embed(document)?;
+            let wrapped = match soft {
+                None => vec![ids],
+                Some(soft) => {
+                    let [header, trailer] =
+                        [soft.header, soft.trailer].map(|soft| soft.f_to_kind(model.kind()));
+                    vec![header?, ids, trailer?]
+                }
+            };
+            let start = tokens;
+            for piece in wrapped {
+                tokens += usize::try_from(piece.size2()?.0).unwrap_or(0);
+                pieces.push(piece);
             }
-            pieces.push(embed(document)?);
-            if let Some(soft) = soft {
-                pieces.push(soft.trailer.f_to_kind(model.kind())?);
-            }
-            let mut length = 0;
-            for piece in pieces.get(start..).unwrap_or_default() {
-                length += usize::try_from(piece.size2()?.0).unwrap_or(0);
-            }
-            let primer = lesson.preamble.len();
-            documents.push(Isolated {
-                start: tokens,
-                primer,
-                gap: model.primer_gap(primer, document.len()),
-                tokens: length,
+            each.push(Isolated {
+                tokens: start..tokens,
+                primed: primer.map_or(0, |primer| (primer.before)(document)),
             });
-            tokens += primer + length;
         }
         // The answer's last token is only ever an answer, never read.
         let read = self.answer.split_last().map_or(&[][..], |(_, read)| read);
@@ -145,7 +166,10 @@ impl Taught {
         pieces.push(embed(&rest)?);
         let first = tokens + lesson.prompt.len() - 1;
         let embeddings = Tensor::f_cat(&pieces, 0)?.f_unsqueeze(0)?;
-        let mut pass = Pass::new().with_mask(Mask::Documents(documents));
+        let mut pass = Pass::new().with_mask(Mask::Documents(Documents {
+            each,
+            primer: primer.map(|primer| Rc::clone(primer.kv)),
+        }));
         let hidden = model.forward_embeddings(&embeddings, &mut pass)?;
         let hidden = hidden.f_select(0, 0)?;
         model.logits(&hidden.f_narrow(0, int(first), int(self.answer.len()))?)

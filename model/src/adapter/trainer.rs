@@ -8,7 +8,7 @@
 use tch::{Kind, Tensor};
 
 use super::adam::Moments;
-use super::student::Soft;
+use super::student::{Soft, Student};
 use super::{Adapter, Taught};
 use crate::error::{Error, Result};
 use crate::tensor::NoGrad;
@@ -80,14 +80,14 @@ impl Trainer {
     ///
     /// # Errors
     /// A loss that is not finite, a context that is too long, or libtorch's.
-    pub fn study(&mut self, model: &Transformer, taught: &Taught) -> Result<f64> {
+    pub fn study(&mut self, student: Student<'_>, taught: &Taught) -> Result<f64> {
         let parameters = [&self.parameters[0], &self.parameters[1]];
         let loss = tch::with_grad(|| -> Result<f64> {
             let soft = Soft {
                 header: parameters[0],
                 trailer: parameters[1],
             };
-            let loss = taught.loss(model, &soft)?;
+            let loss = taught.loss(student, &soft)?;
             let value = loss.f_double_value(&[])?;
             if value.is_finite() {
                 loss.f_backward()?;

@@ -1,10 +1,10 @@
 //! One layer of the decoder: attention and MLP, each behind a norm and added to the residual
 //! stream. Gemma norms what they give once more before adding it.
 
-use super::attention::{Attention, Before, Run};
+use super::attention::{Attention, Before, Run, Sight};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
-use super::rope::{Angles, RunAngles};
+use super::rope::RunAngles;
 use crate::config::ModelConfig;
 use crate::decode::{self, Copy, Packing};
 use crate::error::Result;
@@ -148,18 +148,15 @@ impl Block {
     }
 
     /// The residual stream `[B, S, d]` of a batch, through this layer and its taps; and this
-    /// layer's keys and values. `angles`, `visible` and `before` are [`Attention::forward_batch`]'s.
+    /// layer's keys and values.
     pub(crate) fn forward_batch(
         &self,
         x: &Tensor,
-        angles: &Angles,
-        (visible, before): (Option<&Tensor>, Option<&Before>),
+        sight: Sight<'_>,
         pass: &mut Pass<'_>,
     ) -> Result<(Tensor, Before)> {
         let normed = self.before_attention.forward(x)?;
-        let (attended, seen) = self
-            .attention
-            .forward_batch(&normed, angles, visible, before)?;
+        let (attended, seen) = self.attention.forward_batch(&normed, sight)?;
         let attended = pass.tap(self.layer, Site::AttentionOut, attended)?;
         let x = add(x, attended, self.after_attention.as_ref())?;
         let key = self.mlp.key(&self.before_mlp.forward(&x)?)?;

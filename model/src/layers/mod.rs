@@ -8,3 +8,4 @@ pub(crate) mod mlp;
 pub(crate) mod norm;
 pub(crate) mod part;
 pub(crate) mod rope;
+pub(crate) mod stretches;

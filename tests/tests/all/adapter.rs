@@ -3,9 +3,9 @@
 
 use crate::tiny;
 use addenda_model::adapter::{
-    Description, Lesson, MAX_FILE_BYTES, Schedule, Taught, Trainer, teach,
+    Description, Lesson, MAX_FILE_BYTES, Primer, Schedule, Student, Taught, Trainer, teach,
 };
-use addenda_model::{Adapter, Architecture, Input, Transformer};
+use addenda_model::{Adapter, Architecture, Input, PacketKv, Transformer};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -43,19 +43,33 @@ fn llama() -> Transformer {
     tiny::model(tiny::config(Architecture::Llama), 21, Kind::Float)
 }
 
+/// What packets are computed behind.
+fn primer(model: &Transformer) -> Rc<PacketKv> {
+    let mut kv = model.new_kv().unwrap();
+    let _ = model.forward(Input::Ids(&ids(11, 77)), &mut kv).unwrap();
+    Rc::new(model.packet(kv).unwrap())
+}
+
+/// One whose packets are computed alone.
+fn alone(model: &Transformer) -> Student<'_> {
+    Student {
+        model,
+        primer: None,
+    }
+}
+
 /// The same context as a student's, by the way that serves: packets attached, the rest computed.
-fn serve(model: &Transformer, taught: &Taught, adapter: Option<&Adapter>) -> Tensor {
+fn serve(student: Student<'_>, taught: &Taught, adapter: Option<&Adapter>) -> Tensor {
+    let Student { model, primer } = student;
     let mut kv = model.new_kv().unwrap();
     let compute = |kv: &mut _, ids: &[u32]| model.forward(Input::Ids(ids), kv).unwrap();
     let _ = compute(&mut kv, &taught.lesson.preamble);
-    let mut first = model.new_kv().unwrap();
-    let _ = compute(&mut first, &taught.lesson.preamble);
-    let primer = Rc::new(first.into_packet().unwrap());
     for document in &taught.lesson.documents {
         let mut alone = model.new_kv().unwrap();
-        alone.attach(Rc::clone(&primer)).unwrap();
-        let gap = model.primer_gap(primer.shape().tokens, document.len());
-        alone.skip(gap).unwrap();
+        if let Some(primer) = primer {
+            let before = (primer.before)(document);
+            alone.attach_part(Rc::clone(primer.kv), 0..before).unwrap();
+        }
         match adapter {
             None => drop(compute(&mut alone, document)),
             Some(adapter) => {
@@ -83,14 +97,27 @@ fn a_wrapped_packet_is_read_as_the_student_was_trained_for_every_architecture() 
         let model = tiny::model(tiny::config(architecture), 20, Kind::Float);
         let adapter = adapter(&model, 1);
         let taught = taught(&model, 3);
-        for adapter in [None, Some(&adapter)] {
-            let served = serve(&model, &taught, adapter);
-            let student = taught.student_logits(&model, adapter).unwrap();
-            let difference = (served - student).abs().max().double_value(&[]);
+        let primer = primer(&model);
+        let primer = Primer {
+            kv: &primer,
+            before: &|ids| ids.len() % 11 + 1,
+        };
+        let students = [None, Some(primer)].map(|primer| Student {
+            model: &model,
+            primer,
+        });
+        for (student, adapter) in students
+            .into_iter()
+            .flat_map(|s| [(s, None), (s, Some(&adapter))])
+        {
+            let served = serve(student, &taught, adapter);
+            let studied = taught.student_logits(student, adapter).unwrap();
+            let difference = (served - studied).abs().max().double_value(&[]);
             assert!(
                 difference < 1e-3,
-                "{architecture}, wrapped {}: {difference}",
-                adapter.is_some()
+                "{architecture}, wrapped {}, behind a primer {}: {difference}",
+                adapter.is_some(),
+                student.primer.is_some()
             );
         }
     }
@@ -116,8 +143,8 @@ fn the_teacher_is_the_models_own_greedy_answer_under_full_attention() {
     let kept = Taught::from_answer_bytes(lesson(5), &bytes, &model).unwrap();
     assert_eq!(kept.answer, taught.answer);
     assert_eq!(kept.hidden(), taught.hidden());
-    let measured = taught.measure(&model, None).unwrap();
-    assert_eq!(measured, kept.measure(&model, None).unwrap());
+    let measured = taught.measure(alone(&model), None).unwrap();
+    assert_eq!(measured, kept.measure(alone(&model), None).unwrap());
     assert!(measured.mean_kl() > 0.0 && measured.tokens == taught.answer.len() as u64);
 }
 
@@ -126,7 +153,7 @@ fn train(trainer: &mut Trainer, model: &Transformer, lessons: &[Taught], updates
     for _ in 0..updates {
         loss = 0.0;
         for lesson in lessons {
-            loss += trainer.study(model, lesson).unwrap() / lessons.len() as f64;
+            loss += trainer.study(alone(model), lesson).unwrap() / lessons.len() as f64;
         }
         trainer.update().unwrap();
     }
@@ -157,7 +184,7 @@ fn training_moves_the_soft_tokens_and_nothing_else_and_the_loss_falls() {
         let measured = |adapter: &Adapter| {
             let all = lessons
                 .iter()
-                .map(|one| one.measure(&model, Some(adapter)).unwrap());
+                .map(|one| one.measure(alone(&model), Some(adapter)).unwrap());
             all.fold(Default::default(), addenda_model::adapter::Measured::plus)
         };
         assert!(measured(&learned).mean_kl() < measured(&start).mean_kl() / 2.0);

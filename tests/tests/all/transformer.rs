@@ -3,10 +3,11 @@
 
 use crate::tiny;
 use addenda_model::{
-    Action, Architecture, Input, Isolated, Mask, PacketKv, Pass, RopeScaling, SequenceKv, Site,
-    Tap, Transformer,
+    Action, Architecture, Documents, Input, Isolated, Mask, PacketKv, Pass, RopeScaling,
+    SequenceKv, Site, Tap, Transformer,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -107,27 +108,29 @@ fn prefill_at_once_in_chunks_and_token_by_token_agree() {
     }
 }
 
-/// Preamble, three documents, question: from packets in the given order, each computed behind so many of the
-/// preamble's last tokens and a gap, and by one forward over the same tokens under the packets' mask; the question
-/// computed one of two ways.
+/// Preamble, three documents, question: from packets in the given order, each computed behind one token less of a
+/// primer of so many, and by one forward over the same tokens under the packets' mask; the question computed one of two ways.
 fn packets_against_mask(
     model: &Transformer,
-    (order, primer, gap): ([usize; 3], usize, usize),
+    (order, primer): ([usize; 3], usize),
     (chunk, ask): (usize, Way),
 ) -> f64 {
     let documents = [ids(9, 2), ids(23, 3), ids(14, 4)];
     let (preamble, question) = (ids(5, 5), ids(12, 6));
-    let primer = &preamble[preamble.len() - primer..];
+    let primer = (primer > 0).then(|| {
+        let mut first = model.new_kv().unwrap();
+        let _ = serve(model, &ids(primer, 8), &mut first);
+        Rc::new(model.packet(first).unwrap())
+    });
     let mut kv = model.new_kv().unwrap();
     let _ = serve(model, &preamble, &mut kv);
-    let (mut tokens, mut isolated) = (preamble.clone(), Vec::new());
+    let (mut tokens, mut each) = (preamble.clone(), Vec::new());
     for document in order.map(|index| &documents[index]) {
         let mut alone = model.new_kv().unwrap();
-        if !primer.is_empty() {
-            let mut first = model.new_kv().unwrap();
-            let _ = serve(model, primer, &mut first);
-            alone.attach(Rc::new(first.into_packet().unwrap())).unwrap();
-            alone.skip(gap).unwrap();
+        let mut primed = 0;
+        if let Some(primer) = &primer {
+            primed = primer.shape().tokens - each.len();
+            alone.attach_part(Rc::clone(primer), 0..primed).unwrap();
         }
         for part in document.chunks(8) {
             let _ = serve(model, part, &mut alone);
@@ -136,13 +139,10 @@ fn packets_against_mask(
         let (shape, bytes) = (packet.shape(), packet.to_bytes().unwrap());
         let packet = PacketKv::from_owner(Box::new(bytes), shape, Device::Cpu).unwrap();
         kv.attach(Rc::new(packet)).unwrap();
-        isolated.push(Isolated {
-            start: tokens.len(),
-            primer: primer.len(),
-            gap,
-            tokens: document.len(),
+        each.push(Isolated {
+            tokens: tokens.len()..tokens.len() + document.len(),
+            primed,
         });
-        tokens.extend(primer);
         tokens.extend(document);
     }
     let parts: Vec<Tensor> = question
@@ -151,7 +151,8 @@ fn packets_against_mask(
         .collect();
     let start = tokens.len() as i64;
     tokens.extend(&question);
-    let expected = study(model, &tokens, Mask::Documents(isolated)).narrow(0, start, 12);
+    let mask = Mask::Documents(Documents { each, primer });
+    let expected = study(model, &tokens, mask).narrow(0, start, 12);
     furthest(&Tensor::cat(&parts, 0), &expected)
 }
 
@@ -159,10 +160,9 @@ fn packets_against_mask(
 fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask() {
     for (name, model) in variants() {
         let orders = [[0, 1, 2], [2, 0, 1], [1, 2, 0]];
-        let primers = [(0, 0), (5, 7), (3, 0)];
         let made = orders
             .into_iter()
-            .flat_map(|order| primers.map(|(primer, gap)| (order, primer, gap)));
+            .flat_map(|order| [0, 5, 19].map(|primer| (order, primer)));
         for made in made {
             for (chunk, ask) in [12, 5, 1]
                 .into_iter()
@@ -171,7 +171,7 @@ fn a_packet_at_any_offset_and_in_any_order_equals_a_forward_under_the_block_mask
                 let difference = packets_against_mask(&model, made, (chunk, ask));
                 assert!(
                     difference < 1e-3,
-                    "{name}, order, primer and gap {made:?}: {difference}"
+                    "{name}, order and primer {made:?}: {difference}"
                 );
             }
         }
@@ -205,20 +205,37 @@ fn a_packet_is_what_was_computed_behind_the_packets_a_context_begins_with() {
 }
 
 #[test]
-fn a_document_that_does_not_fit_its_row_is_refused() {
+fn a_document_that_does_not_fit_its_row_or_its_primer_is_refused() {
     let model = tiny::model(tiny::config(Architecture::Llama), 3, Kind::Float);
     let tokens = batch(&ids(10, 1));
-    for (start, primer, count) in [(3, 3, 5), (9, 2, 0), (usize::MAX, 1, 1)] {
-        let document = Isolated {
-            start,
-            primer,
-            gap: 0,
-            tokens: count,
+    let refused = |each: &[(Range<usize>, usize)], primer: Option<Rc<PacketKv>>| {
+        let isolated = |(tokens, primed): &(Range<usize>, usize)| Isolated {
+            tokens: tokens.clone(),
+            primed: *primed,
         };
-        let mut pass = Pass::new().with_mask(Mask::Documents(vec![document]));
+        let each = each.iter().map(isolated).collect();
+        let mask = Mask::Documents(Documents { each, primer });
+        let mut pass = Pass::new().with_mask(mask);
         let error = model.forward_batch(&tokens, &mut pass).unwrap_err();
-        assert!(error.to_string().contains("fit"), "{error}");
+        error.to_string()
+    };
+    for second in [8..11, 8..8, usize::MAX - 1..usize::MAX, 4..6] {
+        let error = refused(&[(2..5, 0), (second, 0)], None);
+        assert!(error.contains("fit"), "{error}");
     }
+    let primer = |model: &Transformer, tokens: usize| {
+        let mut kv = model.new_kv().unwrap();
+        let _ = serve(model, &ids(tokens, 2), &mut kv);
+        Some(Rc::new(model.packet(kv).unwrap()))
+    };
+    let other = tiny::model(tiny::config(Architecture::Llama), 3, Kind::BFloat16);
+    let error = refused(&[(2..5, 4)], primer(&other, 4));
+    assert!(error.contains("can't be read"), "{error}");
+    let error = refused(&[(2..5, 4)], primer(&model, 3));
+    assert!(error.contains("that has 3"), "{error}");
+    let long = model.config().context - 2;
+    let error = refused(&[(2..5, long)], primer(&model, long));
+    assert!(error.contains("context"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,108 @@
+//! What packets are computed behind, in tokens: what usually stands before documents, and some documents.
+//!
+//! Owns which documents of the primer stand before which text. Models tell alike things apart by their order, so
+//! documents that are all computed as the fifth are mistaken for each other. A text's own tokens decide as the how-many'th
+//! it is computed: it is the same packet wherever it stands, and another text is most likely another number.
+
+use crate::digest::Digest;
+
+/// Domain of a primer's digest.
+const DIGEST_CONTEXT: &str = "addenda 2026-11 primer v2";
+/// Domain of a text's number.
+const NUMBER_CONTEXT: &str = "addenda 2026-11 primer number v1";
+
+/// A primer: a text's packet is computed behind one of its beginnings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Primer {
+    ids: Vec<u32>,
+    /// Where its beginnings end, at least one: after each document, or after what stands before documents where there
+    /// are none.
+    ends: Vec<usize>,
+}
+
+impl Primer {
+    /// What stands before `documents`, and those.
+    pub(crate) fn new(before: Vec<u32>, documents: &[Vec<u32>]) -> Self {
+        let mut ids = before;
+        let mut ends = Vec::with_capacity(documents.len());
+        for document in documents {
+            ids.extend(document);
+            ends.push(ids.len());
+        }
+        if ends.is_empty() {
+            ends.push(ids.len());
+        }
+        Self { ids, ends }
+    }
+
+    /// All its tokens; may be none.
+    pub(crate) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Behind how many of its first tokens a text of these is computed.
+    pub(crate) fn before(&self, text: &[u32]) -> usize {
+        let digest = blake3::derive_key(NUMBER_CONTEXT, &bytes(text));
+        let number = digest
+            .first_chunk()
+            .map_or(0, |first| u64::from_le_bytes(*first));
+        let place = number % self.ends.len().max(1) as u64;
+        let place = usize::try_from(place).unwrap_or(0);
+        self.ends.get(place).copied().unwrap_or(0)
+    }
+
+    /// BLAKE3 of where its beginnings end and of its tokens; zeros for an empty one.
+    pub(crate) fn digest(&self) -> Digest {
+        if self.ids.is_empty() {
+            return Digest([0; 32]);
+        }
+        let mut all = Vec::with_capacity(8 * self.ends.len() + 4 * self.ids.len() + 8);
+        all.extend((self.ends.len() as u64).to_le_bytes());
+        for end in &self.ends {
+            all.extend((*end as u64).to_le_bytes());
+        }
+        all.extend(bytes(&self.ids));
+        Digest(blake3::derive_key(DIGEST_CONTEXT, &all))
+    }
+}
+
+fn bytes(ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn primer() -> Primer {
+        Primer::new(vec![1, 2], &[vec![3], vec![4, 5], vec![6, 7, 8]])
+    }
+
+    #[test]
+    fn a_text_always_stands_behind_the_same_documents_and_texts_use_all_of_them() {
+        let primer = primer();
+        assert_eq!(primer.ids(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        let ends = || (0..64).map(|id| primer.before(&[id, id + 1]));
+        assert!(ends().eq(ends()));
+        let mut seen: Vec<usize> = ends().collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [3, 5, 8]);
+    }
+
+    #[test]
+    fn without_documents_all_stand_behind_what_is_there() {
+        let bare = Primer::new(vec![1, 2], &[]);
+        assert_eq!(bare.before(&[7]), 2);
+        assert_eq!(Primer::default().before(&[7]), 0);
+        assert_eq!(Primer::default().digest(), Digest([0; 32]));
+    }
+
+    #[test]
+    fn the_digest_names_the_tokens_and_where_documents_end() {
+        let other = Primer::new(vec![1, 2, 3], &[vec![4, 5], vec![6, 7, 8]]);
+        assert_eq!(other.ids(), primer().ids());
+        assert_ne!(other.digest(), primer().digest());
+        assert_eq!(primer().digest(), primer().digest());
+    }
+}

@@ -1,0 +1,165 @@
+//! The way through the transformer that studies: many rows, taps, masks, gradients, no cache.
+//!
+//! Gives the same numbers as [`Transformer::forward`], which serves (the tests hold them to it).
+
+use crate::error::{Error, Result};
+use crate::layers::attention::Sight;
+use crate::layers::rope::Rope;
+use crate::layers::stretches::Stretches;
+use crate::packet::PacketShape;
+use crate::taps::{Documents, Mask, Pass};
+use crate::tensor::in_kind;
+use crate::transformer::Transformer;
+use std::ops::Range;
+use tch::{Kind, Tensor};
+
+impl Transformer {
+    /// A batch without a cache: ids i64 `[B, S]`, each row from position 0, padded on the right
+    /// (nothing sees what comes after it, so padding does no harm). Hidden states after the last
+    /// norm, `[B, S, d]`. Differentiable in whatever the taps put in.
+    ///
+    /// # Errors
+    /// A tap or mask outside of the batch, rows longer than the context, or libtorch's.
+    pub fn forward_batch(&self, ids: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let x = self.embed(ids)?;
+        let x = self.run(x, 0..self.blocks.len(), pass)?;
+        self.norm.forward(&x)
+    }
+
+    /// The same from input embeddings `[B, S, d]`, scaled as [`Self::embed`] scales them.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`].
+    pub fn forward_embeddings(&self, embeddings: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let tokens = usize::try_from(embeddings.size3()?.1).unwrap_or(0);
+        let kind = match self.widens(tokens) {
+            true => Kind::Float,
+            false => self.kind,
+        };
+        let x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
+        let x = self.run(x, 0..self.blocks.len(), pass)?;
+        in_kind(&self.norm.forward(&x)?, self.kind)
+    }
+
+    /// The first layers only, `0 ..= layer`: the residual stream `[B, S, d]` as it leaves `layer`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`], or there is no such layer.
+    pub fn forward_to(&self, layer: usize, ids: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
+        self.check_layer(layer)?;
+        let x = self.embed(ids)?;
+        self.run(x, 0..layer + 1, pass)
+    }
+
+    /// Some layers only, `first ..= last`: from the residual stream `[B, S, d]` as it enters `first` to
+    /// the one that leaves `last`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`], or there are no such layers.
+    pub fn forward_between(
+        &self,
+        first: usize,
+        last: usize,
+        residual: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        self.check_layer(last)?;
+        self.run(residual.f_to_kind(self.kind)?, first..last + 1, pass)
+    }
+
+    /// The last layers only, from the residual stream `[B, S, d]` as it left `layer`: hidden
+    /// states after the last norm, `[B, S, d]`. Differentiable in `residual`.
+    ///
+    /// # Errors
+    /// As [`Self::forward_batch`], or there is no such layer.
+    pub fn forward_from(
+        &self,
+        layer: usize,
+        residual: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<Tensor> {
+        self.check_layer(layer)?;
+        let x = residual.f_to_kind(self.kind)?;
+        let x = self.run(x, layer + 1..self.blocks.len(), pass)?;
+        self.norm.forward(&x)
+    }
+
+    /// Runs `layers` on the residual stream `x [B, S, d]`.
+    fn run(&self, mut x: Tensor, layers: Range<usize>, pass: &mut Pass<'_>) -> Result<Tensor> {
+        let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
+        if tokens > self.config.context {
+            return Err(Error::TooLong {
+                tokens,
+                context: self.config.context,
+            });
+        }
+        let blocks = self.blocks.get(layers.clone()).unwrap_or_default();
+        let local = self.local_rope.as_ref().unwrap_or(&self.rope);
+        let ways = [(&self.rope, None), (local, self.config.sliding_window)];
+        if let Mask::Documents(documents) = pass.mask.clone() {
+            let primer = documents.primer.as_deref();
+            self.check_primer(&documents)?;
+            let of =
+                |(rope, window)| Stretches::new((rope, window, self.device), &documents, tokens);
+            let [full, windowed] = [of(ways[0])?, of(ways[1])?];
+            for (layer, block) in layers.zip(blocks) {
+                let sight = Sight::Stretches {
+                    stretches: block.window().map_or(&full, |_| &windowed),
+                    primer: primer.map(|primer| primer.plane(layer)).transpose()?,
+                };
+                (x, _) = block.forward_batch(&x, sight, pass)?;
+            }
+            return Ok(x);
+        }
+        let of = |(rope, window): (&Rope, Option<usize>)| -> Result<_> {
+            Ok((
+                rope.angles(0, tokens)?,
+                Pass::visible(tokens, window, self.device)?,
+            ))
+        };
+        let [full, windowed] = [of(ways[0])?, of(ways[1])?];
+        for block in blocks {
+            let (angles, mask) = block.window().map_or(&full, |_| &windowed);
+            let sight = Sight::Rows {
+                angles,
+                mask: mask.as_ref(),
+                before: None,
+            };
+            (x, _) = block.forward_batch(&x, sight, pass)?;
+        }
+        Ok(x)
+    }
+
+    /// Fails unless every document can stand behind the primer.
+    fn check_primer(&self, documents: &Documents) -> Result<()> {
+        let tokens = documents
+            .primer
+            .as_ref()
+            .map_or(0, |primer| primer.shape().tokens);
+        let here = PacketShape::of(&self.config, self.kind, tokens);
+        if let Some(primer) = &documents.primer
+            && primer.shape() != here
+        {
+            return Err(Error::Invalid(format!(
+                "a primer of {:?} can't be read by a model of {here:?}",
+                primer.shape()
+            )));
+        }
+        for document in &documents.each {
+            if document.primed > tokens {
+                return Err(Error::Invalid(format!(
+                    "a document behind {} tokens of a primer that has {tokens}",
+                    document.primed
+                )));
+            }
+            let tokens = document.primed.saturating_add(document.tokens.len());
+            if tokens > self.config.context {
+                return Err(Error::TooLong {
+                    tokens,
+                    context: self.config.context,
+                });
+            }
+        }
+        Ok(())
+    }
+}
