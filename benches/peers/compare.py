@@ -26,7 +26,7 @@ import time
 
 PEERS = {
     "llamacpp": ["llama-cpp-python"],
-    "transformers": ["torch", "transformers", "gguf", "numpy"],
+    "transformers": ["torch", "transformers", "accelerate", "gguf", "numpy"],
 }
 SETTINGS = ["loaded", "int8", "int4"]
 
@@ -61,7 +61,14 @@ def transformers(arguments):
 
     torch.set_num_threads(arguments.threads)
     path = pathlib.Path(arguments.gguf)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    options = {}
+    try:
+        # From version 5 on, a GGUF's weights may stay packed, and then they are not computed in bf16.
+        from transformers import GgufConfig
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    except ImportError:
+        pass
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16, **options)
     for count in arguments.tokens:
         with torch.inference_mode():
             began = time.perf_counter()

@@ -167,7 +167,7 @@ impl Bench {
             for chunk in ids.chunks(CHUNK) {
                 drop(self.model.forward(Input::Ids(chunk), &mut kv)?);
             }
-            let packet = kv.into_packet()?;
+            let packet = self.model.packet(kv)?;
             let sample = Sample::of(number, "", (packet.shape(), packet.to_bytes()?));
             packets.ids.push(sample.put(&store)?);
             packets.shape = Some(packet.shape());

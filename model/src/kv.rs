@@ -192,24 +192,11 @@ impl SequenceKv {
         Ok(())
     }
 
-    /// The context as a packet of its own, in memory that it owns.
-    ///
-    /// # Errors
-    /// The context holds packets itself: their keys are not turned to their places.
-    pub fn into_packet(self) -> Result<PacketKv> {
-        if self.own_tokens != self.tokens {
-            return Err(Error::Invalid(
-                "a packet can only be made of tokens that were computed together".to_owned(),
-            ));
-        }
-        self.into_own_packet()
-    }
-
     /// The tokens behind the packets that the context begins with, their keys as they lie.
     ///
     /// # Errors
     /// Packets stand among its own tokens, or libtorch's.
-    pub(crate) fn into_own_packet(self) -> Result<PacketKv> {
+    pub(crate) fn into_packet(self) -> Result<PacketKv> {
         let own = |span: &&Span| matches!(span, Span::Own { .. });
         if self.spans.iter().filter(own).count() > 1 || !self.spans.last().is_some_and(|s| own(&s))
         {

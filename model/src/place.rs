@@ -25,7 +25,7 @@ impl Transformer {
     pub fn packet(&self, kv: SequenceKv) -> Result<PacketKv> {
         let _guard = NoGrad::new();
         let before = kv.len() - kv.own_tokens();
-        let packet = kv.into_own_packet()?;
+        let packet = kv.into_packet()?;
         if before == 0 {
             return Ok(packet);
         }

@@ -21,7 +21,7 @@ fn models() -> Vec<(String, Transformer)> {
 fn packet(model: &Transformer, tokens: usize) -> Rc<PacketKv> {
     let mut alone = model.new_kv().unwrap();
     let _ = serve(model, &ids(tokens, 77), &mut alone);
-    Rc::new(alone.into_packet().unwrap())
+    Rc::new(model.packet(alone).unwrap())
 }
 
 /// A context of the tokens in runs of so many, by libtorch and our kernels in turn.

@@ -237,7 +237,7 @@ fn a_real_packet_in_few_bits_reads_like_the_one_that_was_computed() {
     let question = &question[..40];
     let mut kv = model.new_kv().unwrap();
     let _ = model.forward(Input::Ids(document), &mut kv).unwrap();
-    let whole = kv.into_packet().unwrap();
+    let whole = model.packet(kv).unwrap();
     let expected = {
         let copy = again(Codec::None, &whole);
         read(&model, copy, question)

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 pub(crate) fn contexts(model: &Transformer) -> Vec<SequenceKv> {
     let mut alone = model.new_kv().unwrap();
     let _ = serve(model, &ids(21, 9), &mut alone);
-    let packet = Rc::new(alone.into_packet().unwrap());
+    let packet = Rc::new(model.packet(alone).unwrap());
     let lengths = [(3, true), (30, false), (7, true), (1, false), (12, true)];
     let contexts = lengths
         .iter()

@@ -71,7 +71,7 @@ impl Request {
 fn packet(model: &Transformer, ids: &[u32]) -> Rc<PacketKv> {
     let mut alone = model.new_kv().unwrap();
     let _ = serve(model, ids, &mut alone);
-    Rc::new(alone.into_packet().unwrap())
+    Rc::new(model.packet(alone).unwrap())
 }
 
 /// Documents linked by `k` computed tokens each.

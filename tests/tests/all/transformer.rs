@@ -243,7 +243,7 @@ fn a_packet_is_read_by_two_sequences_at_once_and_stays_as_it_was() {
     let model = tiny::model(tiny::config(Architecture::Llama), 3, Kind::BFloat16);
     let mut alone = model.new_kv().unwrap();
     let _ = serve(&model, &ids(20, 1), &mut alone);
-    let packet = Rc::new(alone.into_packet().unwrap());
+    let packet = Rc::new(model.packet(alone).unwrap());
     let before = packet.to_bytes().unwrap();
     let mut first = model.new_kv().unwrap();
     let mut second = model.new_kv().unwrap();
@@ -288,7 +288,7 @@ fn a_packet_of_another_model_is_refused() {
     let other = tiny::model(tiny::config(Architecture::Llama), 5, Kind::BFloat16);
     let mut alone = other.new_kv().unwrap();
     let _ = serve(&other, &ids(4, 1), &mut alone);
-    let packet = Rc::new(alone.into_packet().unwrap());
+    let packet = Rc::new(model.packet(alone).unwrap());
     assert!(model.new_kv().unwrap().attach(Rc::clone(&packet)).is_err());
     let mut short = packet.to_bytes().unwrap();
     short.pop();
