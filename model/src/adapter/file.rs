@@ -21,9 +21,9 @@ pub const MAX_FILE_BYTES: usize = 8 << 20;
 /// Domain of an adapter's digest.
 const DIGEST_CONTEXT: &str = "addenda 2026-11 adapter v1";
 /// What the metadata's "format" says.
-const FORMAT: &str = "addenda adapter v2";
-/// Trained for packets that were computed behind nothing, which are not made any more.
-const WITHOUT_PRIMER: &str = "addenda adapter v1";
+const FORMAT: &str = "addenda adapter v3";
+/// Trained for packets that were computed behind nothing, or behind no other documents, which are not made any more.
+const BEFORE: [&str; 2] = ["addenda adapter v1", "addenda adapter v2"];
 /// Longest name, bytes.
 const NAME_BYTES: usize = 64;
 
@@ -97,7 +97,7 @@ impl Description {
         let (tensors, metadata) = read(bytes)?;
         match metadata.get("format").map(String::as_str) {
             Some(FORMAT) => {}
-            Some(WITHOUT_PRIMER) => {
+            Some(format) if BEFORE.contains(&format) => {
                 let why = "it was trained for packets as they were made before; train it again";
                 return Err(refused(why.to_owned()));
             }

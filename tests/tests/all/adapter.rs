@@ -276,10 +276,12 @@ fn an_adapter_made_of_tokens_wraps_as_if_they_stood_around_the_document() {
 #[test]
 fn an_adapter_for_packets_as_they_were_made_before_is_refused_and_says_what_to_do() {
     let bytes = adapter(&llama(), 1).to_bytes().unwrap();
-    let text = b"addenda adapter v2";
+    let text = b"addenda adapter v3";
     let at = bytes.windows(text.len()).position(|part| part == text);
     let mut old = bytes;
-    old[at.unwrap() + text.len() - 1] = b'1';
-    let error = Adapter::from_bytes(&old).unwrap_err();
-    assert!(error.to_string().contains("train it again"), "{error}");
+    for version in [b'1', b'2'] {
+        old[at.unwrap() + text.len() - 1] = version;
+        let error = Adapter::from_bytes(&old).unwrap_err();
+        assert!(error.to_string().contains("train it again"), "{error}");
+    }
 }
