@@ -2,8 +2,8 @@
 //!
 //! Owns one forward over [preamble | wrapped documents | prompt + answer] at positions 0 … S−1:
 //! each wrapped document stands behind the primer of its packet and sees that and itself; prompt and answer see
-//! everything but the primer. Logits are made for the answer's tokens alone. The numbers are those of the serving path over packets (the tests
-//! hold the two to each other).
+//! everything but the primer. Logits are made for the answer's tokens alone. The numbers are those of the serving path
+//! over packets (the tests hold the two to each other).
 
 use std::rc::Rc;
 use tch::{Kind, Tensor};
