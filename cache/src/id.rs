@@ -130,7 +130,8 @@ impl PacketId {
 }
 
 /// Token ids as they are hashed and stored: little-endian u32.
-pub(crate) fn token_bytes(token_ids: &[u32]) -> Vec<u8> {
+#[must_use]
+pub fn token_bytes(token_ids: &[u32]) -> Vec<u8> {
     token_ids.iter().flat_map(|id| id.to_le_bytes()).collect()
 }
 

@@ -39,7 +39,7 @@ pub use backup::{BackupPart, BackupReport};
 pub use document::{Document, Edition};
 pub use error::{Error, Result};
 pub use event::Gone;
-pub use id::{FORMAT, KeyFields, PacketId, PacketKey, ParseDigestError};
+pub use id::{FORMAT, KeyFields, PacketId, PacketKey, ParseDigestError, token_bytes};
 pub use lease::Body;
 pub use lock::DirectoryLock;
 pub use manifest::{Location, Manifest};

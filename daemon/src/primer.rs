@@ -4,6 +4,8 @@
 //! documents that are all computed as the fifth are mistaken for each other. A text's own tokens decide as the how-many'th
 //! it is computed: it is the same packet wherever it stands, and another text is most likely another number.
 
+use addenda_cache::token_bytes;
+
 use crate::digest::Digest;
 
 /// Domain of a primer's digest.
@@ -42,7 +44,7 @@ impl Primer {
 
     /// Behind how many of its first tokens a text of these is computed.
     pub(crate) fn before(&self, text: &[u32]) -> usize {
-        let digest = blake3::derive_key(NUMBER_CONTEXT, &bytes(text));
+        let digest = blake3::derive_key(NUMBER_CONTEXT, &token_bytes(text));
         let number = digest
             .first_chunk()
             .map_or(0, |first| u64::from_le_bytes(*first));
@@ -61,13 +63,9 @@ impl Primer {
         for end in &self.ends {
             all.extend((*end as u64).to_le_bytes());
         }
-        all.extend(bytes(&self.ids));
+        all.extend(token_bytes(&self.ids));
         Digest(blake3::derive_key(DIGEST_CONTEXT, &all))
     }
-}
-
-fn bytes(ids: &[u32]) -> Vec<u8> {
-    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
 }
 
 #[cfg(test)]

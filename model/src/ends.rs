@@ -10,6 +10,7 @@
 
 use crate::error::{Error, Result};
 use crate::layers::attention::{Before, Sight};
+use crate::layers::stretches::visible;
 use crate::taps::{Mask, Pass};
 use crate::tensor::{NoGrad, int};
 use crate::transformer::Transformer;
@@ -98,15 +99,10 @@ impl Transformer {
         }
         let start = spans.iter().map(|span| span.0).max().unwrap_or(0);
         let end = spans.iter().map(|span| span.1 - span.0).max().unwrap_or(0);
-        if start + end > self.config.context {
-            return Err(Error::TooLong {
-                tokens: start + end,
-                context: self.config.context,
-            });
-        }
-        let columns = int(start + end);
+        Error::unless_within(start + end, self.config.context)?;
+        let columns = start + end;
         let first: Vec<i64> = spans.iter().map(|span| int(start - span.0)).collect();
-        let aligned = self.aligned(residual, &first, columns)?;
+        let aligned = self.aligned(residual, &first, int(columns))?;
         let first = Tensor::f_from_slice(&first)?.f_to_device(self.device)?;
         let all = self.visible(&first, columns, None)?;
         let windowed = self.visible(&first, columns, self.config.sliding_window)?;
@@ -200,16 +196,13 @@ impl Transformer {
 
     /// `[B, 1, columns, columns]`: true where a query sees a key. A column before a row's first
     /// token sees itself, so that nothing there is undefined.
-    fn visible(&self, first: &Tensor, columns: i64, window: Option<usize>) -> Result<Tensor> {
-        let column = Tensor::f_arange(columns, (Kind::Int64, self.device))?;
-        let back = column.f_unsqueeze(1)?.f_sub(&column)?;
-        let mut causal = back.f_ge(0)?;
-        if let Some(window) = window {
-            causal = causal.f_logical_and(&back.f_lt(int(window))?)?;
-        }
+    fn visible(&self, first: &Tensor, columns: usize, window: Option<usize>) -> Result<Tensor> {
+        let causal = visible(0, columns, window, self.device)?;
+        let column = Tensor::f_arange(int(columns), (Kind::Int64, self.device))?;
         let own = column.f_ge_tensor(&first.f_reshape([-1, 1, 1, 1])?)?;
         let seen = causal.f_logical_and(&own)?;
-        Ok(seen.f_logical_or(&back.f_eq(0)?)?)
+        let itself = column.f_unsqueeze(1)?.f_eq_tensor(&column)?;
+        Ok(seen.f_logical_or(&itself)?)
     }
 }
 

@@ -231,6 +231,16 @@ pub enum Error {
     Invalid(String),
 }
 
+impl Error {
+    /// Fails where so many tokens are more than a context holds.
+    pub(crate) fn unless_within(tokens: usize, context: usize) -> Result<()> {
+        match tokens > context {
+            true => Err(Self::TooLong { tokens, context }),
+            false => Ok(()),
+        }
+    }
+}
+
 impl From<tch::TchError> for Error {
     fn from(source: tch::TchError) -> Self {
         Self::Libtorch {

@@ -217,24 +217,12 @@ impl SequenceKv {
 
     /// Fails unless `tokens` more fit into the model's context.
     pub(crate) fn check_room(&self, tokens: usize) -> Result<()> {
-        let wanted = self.tokens.saturating_add(tokens);
-        if wanted > self.context {
-            return Err(Error::TooLong {
-                tokens: wanted,
-                context: self.context,
-            });
-        }
-        Ok(())
+        Error::unless_within(self.tokens.saturating_add(tokens), self.context)
     }
 
     /// Fails unless these tokens of a packet of `shape` can be read here.
     pub(crate) fn check_packet(&self, shape: PacketShape, tokens: &Range<usize>) -> Result<()> {
-        let here = self.shape_of(shape.tokens);
-        if shape != here {
-            return Err(Error::Invalid(format!(
-                "a packet of {shape:?} can't be read by a model of {here:?}"
-            )));
-        }
+        shape.check_readable(self.shape_of(shape.tokens))?;
         if tokens.start > tokens.end || tokens.end > shape.tokens {
             return Err(Error::Invalid(format!(
                 "a packet of {} tokens has no tokens {tokens:?}",

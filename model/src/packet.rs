@@ -37,6 +37,16 @@ impl PacketShape {
         }
     }
 
+    /// Fails unless this is `here`, the shape of as many tokens in the model that is to read it.
+    pub(crate) fn check_readable(self, here: Self) -> Result<()> {
+        if self == here {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "a packet of {self:?} can't be read by a model of {here:?}"
+        )))
+    }
+
     /// Bytes of the keys of one layer; the values take as many.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::layers::attention::Sight;
 use crate::layers::rope::Rope;
-use crate::layers::stretches::Stretches;
+use crate::layers::stretches::{Stretches, visible};
 use crate::packet::PacketShape;
 use crate::taps::{Documents, Mask, Pass};
 use crate::tensor::in_kind;
@@ -87,12 +87,7 @@ impl Transformer {
     /// Runs `layers` on the residual stream `x [B, S, d]`.
     fn run(&self, mut x: Tensor, layers: Range<usize>, pass: &mut Pass<'_>) -> Result<Tensor> {
         let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
-        if tokens > self.config.context {
-            return Err(Error::TooLong {
-                tokens,
-                context: self.config.context,
-            });
-        }
+        Error::unless_within(tokens, self.config.context)?;
         let blocks = self.blocks.get(layers.clone()).unwrap_or_default();
         let local = self.local_rope.as_ref().unwrap_or(&self.rope);
         let ways = [(&self.rope, None), (local, self.config.sliding_window)];
@@ -112,10 +107,10 @@ impl Transformer {
             return Ok(x);
         }
         let of = |(rope, window): (&Rope, Option<usize>)| -> Result<_> {
-            Ok((
-                rope.angles(0, tokens)?,
-                Pass::visible(tokens, window, self.device)?,
-            ))
+            // Where no window bites, plain causality says it all.
+            let bites = window.is_some_and(|window| tokens > window);
+            let mask = bites.then(|| visible(0, tokens, window, self.device));
+            Ok((rope.angles(0, tokens)?, mask.transpose()?))
         };
         let [full, windowed] = [of(ways[0])?, of(ways[1])?];
         for block in blocks {
@@ -132,18 +127,10 @@ impl Transformer {
 
     /// Fails unless every document can stand behind the primer.
     fn check_primer(&self, documents: &Documents) -> Result<()> {
-        let tokens = documents
-            .primer
-            .as_ref()
-            .map_or(0, |primer| primer.shape().tokens);
-        let here = PacketShape::of(&self.config, self.kind, tokens);
-        if let Some(primer) = &documents.primer
-            && primer.shape() != here
-        {
-            return Err(Error::Invalid(format!(
-                "a primer of {:?} can't be read by a model of {here:?}",
-                primer.shape()
-            )));
+        let primer = documents.primer.as_ref().map(|primer| primer.shape());
+        let tokens = primer.map_or(0, |shape| shape.tokens);
+        if let Some(shape) = primer {
+            shape.check_readable(PacketShape::of(&self.config, self.kind, tokens))?;
         }
         for document in &documents.each {
             if document.primed > tokens {
@@ -153,12 +140,7 @@ impl Transformer {
                 )));
             }
             let tokens = document.primed.saturating_add(document.tokens.len());
-            if tokens > self.config.context {
-                return Err(Error::TooLong {
-                    tokens,
-                    context: self.config.context,
-                });
-            }
+            Error::unless_within(tokens, self.config.context)?;
         }
         Ok(())
     }

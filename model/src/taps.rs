@@ -6,7 +6,6 @@
 //! were served, without touching those that are.
 
 use crate::error::{Error, Result};
-use crate::layers::stretches;
 use crate::packet::PacketKv;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -175,18 +174,6 @@ impl<'a> Pass<'a> {
             }
         }
         Ok(x)
-    }
-
-    /// True where a query (row) of `tokens` sees a key (column) under a causal mask; `None` where plain causality
-    /// says it all.
-    pub(crate) fn visible(
-        tokens: usize,
-        window: Option<usize>,
-        device: Device,
-    ) -> Result<Option<Tensor>> {
-        let windowed = window.filter(|window| tokens > *window);
-        let visible = windowed.map(|_| stretches::visible(0, tokens, window, device));
-        visible.transpose()
     }
 }
 

@@ -5,7 +5,7 @@
 //! tokens in the same namespace finds it by its key. Invariant: it is kept as it was computed, whatever
 //! the codec of other packets.
 
-use addenda_cache::PacketId;
+use addenda_cache::{PacketId, token_bytes};
 use addenda_model::Codec;
 
 use super::{Documents, blocking};
@@ -53,11 +53,10 @@ impl Documents {
         };
         let built = self.engine.ask(ticket, build).await?;
         blocking(move || {
-            let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             let keep = Keep {
                 namespace: &space,
                 document: "",
-                source: blake3::derive_key(SOURCE_CONTEXT, &bytes),
+                source: blake3::derive_key(SOURCE_CONTEXT, &token_bytes(&ids)),
                 ids: &ids,
                 alone: false,
             };

@@ -3,7 +3,7 @@
 //! A **stretch** is a document, or what stands between two. A document stands behind the primer, as its packet was
 //! computed: its queries and keys are turned to the positions that follow the primer's, and see the primer and
 //! themselves. What stands between documents sees all that comes before it in the row, at the row's positions. No
-//! score is computed that a mask would throw away.
+//! score between two documents is ever computed.
 
 use super::rope::{Angles, Rope};
 use crate::error::Result;
