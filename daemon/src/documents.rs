@@ -120,8 +120,7 @@ impl Documents {
         context: usize,
         packet_tokens: usize,
     ) -> Self {
-        // The primer (an eighth at most), soft tokens, a question and an answer need some room beside the longest packet.
-        let most = context - context / 4;
+        let most = prompt::longest_packet(context);
         Self {
             engine,
             packets,

@@ -111,9 +111,27 @@ impl Ask {
     }
 }
 
-/// What packets are computed behind: what stands before the documents of a request that says nothing before them
-/// itself (of a chat where the model's template makes one of a question alone, else of a text), and some documents of
-/// several kinds, as many as fit into their share of a context of so many tokens.
+/// What stands before the documents of requests that say nothing before them themselves: of a text, and then of a
+/// chat of a question alone, where the model's template makes one.
+///
+/// # Errors
+/// The tokenizer's.
+pub(crate) fn beginnings(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+) -> Result<Vec<Vec<u32>>> {
+    let before =
+        |ask: &Ask| -> Result<_> { Ok(around_documents(ask, tokenizer, template)?.before) };
+    let mut beginnings = vec![before(&Ask::Completion(String::new()))?];
+    if template.is_some() {
+        // A template that leaves out the user's words has none: its chats can't ask about documents.
+        beginnings.extend(before(&Ask::question("", template)).ok());
+    }
+    Ok(beginnings)
+}
+
+/// What packets are computed behind: the last of [`beginnings`], and some documents of several kinds, as many as fit
+/// into their share of a context of so many tokens.
 ///
 /// # Errors
 /// The tokenizer's.
@@ -122,14 +140,8 @@ pub(crate) fn primer(
     template: Option<&ChatTemplate>,
     context: usize,
 ) -> Result<Primer> {
-    let chat = template.and_then(|_| {
-        let chat = Ask::question("", template);
-        around_documents(&chat, tokenizer, template).ok()
-    });
-    let before = chat.map_or_else(
-        || Vec::from_iter(tokenizer.text_start()),
-        |framed| framed.before,
-    );
+    let mut beginnings = beginnings(tokenizer, template)?;
+    let before = beginnings.pop().unwrap_or_default();
     let mut documents = Vec::new();
     let mut tokens = before.len();
     for text in PRIMER_DOCUMENTS.split("\n\n") {
@@ -143,25 +155,10 @@ pub(crate) fn primer(
     Ok(Primer::new(before, &documents))
 }
 
-/// What stands before the documents of requests that say nothing before them themselves: a text, and
-/// a chat without a system message.
-///
-/// # Errors
-/// The template's.
-pub(crate) fn beginnings(
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-) -> Result<Vec<Vec<u32>>> {
-    let mut asks = vec![Ask::Completion(String::new())];
-    if template.is_some() {
-        asks.push(Ask::Chat(vec![ChatMessage {
-            role: "user".to_owned(),
-            content: String::new(),
-        }]));
-    }
-    asks.iter()
-        .map(|ask| Ok(around_documents(ask, tokenizer, template)?.before))
-        .collect()
+/// Tokens of a packet at most: primer, soft tokens, a question and an answer need room beside the longest one, the
+/// primer's share once more for all but itself.
+pub(crate) const fn longest_packet(context: usize) -> usize {
+    context - 2 * (context / PRIMER_SHARE)
 }
 
 /// Token ids of one document, the same wherever it stands: of its parts, in order, of `most` tokens
