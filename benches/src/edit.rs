@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     /// Tokens of it at most; the settings' by default.
     #[arg(long)]
     corpus_tokens: Option<usize>,
+    /// Tokens of each of its windows; the settings' by default
+    #[arg(long)]
+    corpus_window: Option<usize>,
     /// Text for perplexity; `wikitext2-test.txt` beside the records by default, where there is one.
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -426,6 +429,7 @@ fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
         settings.solve.free_energy = arguments.free_energy.or(settings.solve.free_energy);
     }
     settings.moment.tokens = arguments.corpus_tokens.unwrap_or(settings.moment.tokens);
+    settings.moment.window = arguments.corpus_window.unwrap_or(settings.moment.window);
     let value = &mut settings.value;
     value.contexts = arguments.contexts.unwrap_or(value.contexts);
     value.contexts_a_step = arguments.contexts_a_step.unwrap_or(value.contexts_a_step);

@@ -15,14 +15,13 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::batch::{self, Planned, Request, Slot};
+use crate::desk::Copies;
 use crate::digest::{Canonical, from_hex, hex};
 use crate::editor::Editor;
 use crate::entry::Edit;
 use crate::error::{Error, Result};
 use crate::fact::{Fact, FactId};
-use crate::joint::Desk;
 use crate::pace::Pace;
-use crate::plan::Planner;
 use crate::rows::floats;
 
 const FORMAT: &str = "addenda patch 1";
@@ -141,12 +140,8 @@ impl Editor {
             });
         }
         let (mut slots, new) = batch::sort(requests, |fact, id| self.known(fact, id));
-        let study = Planner::study(model)?;
-        let desk = Desk {
-            model,
-            study: study.as_ref().unwrap_or(model),
-            tokenizer,
-        };
+        let copies = Copies::to_solve(model)?;
+        let desk = copies.desk(model, tokenizer);
         let with_edit = new.into_iter().filter_map(|(place, request)| {
             let edit = edits.remove(&request.fact.id())?;
             Some((place, request, edit))

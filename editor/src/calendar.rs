@@ -14,13 +14,13 @@ use addenda_model::Transformer;
 use addenda_model::tokenizer::Tokenizer;
 
 use crate::batch::Request;
+use crate::desk::Copies;
 use crate::editor::Editor;
 use crate::entry::{Beginning, Edit, Entry, Retirement};
 use crate::error::{Error, Result};
 use crate::fact::FactId;
-use crate::joint::Desk;
 use crate::pace::Pace;
-use crate::plan::{Novelty, Planner, Weights};
+use crate::plan::{Novelty, Weights};
 use crate::register::{FactRecord, FactState};
 
 /// What tells the time: the system, or whoever set it by hand.
@@ -119,12 +119,8 @@ impl Editor {
             edits.insert(record.id, edit);
             begins.push((record.id, rival));
         }
-        let study = Planner::study(model)?;
-        let desk = Desk {
-            model,
-            study: study.as_ref().unwrap_or(model),
-            tokenizer,
-        };
+        let copies = Copies::to_solve(model)?;
+        let desk = copies.desk(model, tokenizer);
         let weights = (self.planner).with(desk, &edits, self.ledger.head(), pace)?;
         Ok(Some(PlannedTurn {
             ends,
@@ -186,12 +182,8 @@ impl Editor {
         request: Request,
         pace: &mut Pace<'_>,
     ) -> Result<Novelty> {
-        let study = Planner::study(model)?;
-        let desk = Desk {
-            model,
-            study: study.as_ref().unwrap_or(model),
-            tokenizer,
-        };
+        let copies = Copies::to_seek(model)?;
+        let desk = copies.desk(model, tokenizer);
         let head = self.ledger.head();
         let (answers, _) =
             (self.planner).add(desk, &self.register, vec![(0, request)], head, pace)?;

@@ -15,12 +15,13 @@ use addenda_model::{ChatTemplate, Transformer};
 use crate::batch::{self, Planned, Request, Slot};
 use crate::calendar::Clock;
 use crate::corpus::Corpus;
+use crate::desk::Copies;
 use crate::digest::hex;
 use crate::entry::{Addition, Entry, Retirement};
 use crate::error::{Error, Result};
 use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
-use crate::joint::{Desk, Solver};
+use crate::joint::Solver;
 use crate::ledger::{Ledger, Opened};
 use crate::moment::MomentStore;
 use crate::pace::Pace;
@@ -161,16 +162,12 @@ impl Editor {
                 last: opened.from.frames,
             },
         };
-        let study = match opening.active {
-            0 => None,
-            _ => Planner::study(model)?,
+        let copies = match opening.active {
+            0 => Copies::default(),
+            _ => Copies::to_solve(model)?,
         };
         let weights = editor.planner.without(
-            Desk {
-                model,
-                study: study.as_ref().unwrap_or(model),
-                tokenizer,
-            },
+            copies.desk(model, tokenizer),
             &editor.register,
             &BTreeSet::new(),
             editor.ledger.head(),
@@ -228,12 +225,8 @@ impl Editor {
             }
         }
         if !new.is_empty() {
-            let study = Planner::study(model)?;
-            let desk = Desk {
-                model,
-                study: study.as_ref().unwrap_or(model),
-                tokenizer,
-            };
+            let copies = Copies::to_seek(model)?;
+            let desk = copies.desk(model, tokenizer);
             let answers;
             (answers, weights) =
                 self.planner
@@ -434,12 +427,8 @@ impl Editor {
         let weights = if gone.is_empty() {
             None
         } else {
-            let study = Planner::study(model)?;
-            let desk = Desk {
-                model,
-                study: study.as_ref().unwrap_or(model),
-                tokenizer,
-            };
+            let copies = Copies::to_solve(model)?;
+            let desk = copies.desk(model, tokenizer);
             let head = self.ledger.head();
             Some(
                 self.planner
@@ -558,11 +547,7 @@ impl Editor {
             return Err(Error::NotActive(id));
         }
         self.planner.check(
-            Desk {
-                model,
-                study: model,
-                tokenizer,
-            },
+            Copies::default().desk(model, tokenizer),
             &self.register,
             &record.fact,
             pace,
@@ -617,11 +602,8 @@ impl Editor {
         method: Option<Method>,
         pace: &mut Pace<'_>,
     ) -> Result<usize> {
-        let desk = Desk {
-            model,
-            study: model,
-            tokenizer,
-        };
+        let copies = Copies::default();
+        let desk = copies.desk(model, tokenizer);
         let recipe = self.planner.recipe(method);
         let measured = self.planner.solver.prepare(desk, &recipe, pace)?;
         self.planner.solver.project(model, &recipe, pace)?;

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use addenda_model::Transformer;
-use addenda_model::tokenizer::Tokenizer;
 use tch::{Kind, Tensor};
 
 use crate::corpus::Corpus;
+use crate::desk::Desk;
 use crate::entry::{Edit, Recipe};
 use crate::error::{Error, Result};
 use crate::fact::FactId;
@@ -27,16 +27,6 @@ use crate::{moment, solve};
 
 /// Cholesky factors are kept in memory up to this size; larger ones are made again for each solve.
 const FACTOR_BYTES: usize = 1 << 30;
-
-/// The model and its tokenizer, as every step needs them.
-#[derive(Clone, Copy)]
-pub(crate) struct Desk<'a> {
-    /// As it is served: what edits are measured on.
-    pub(crate) model: &'a Transformer,
-    /// What edits are sought and solved on: the base in f32 where there is memory for it, else the model itself.
-    pub(crate) study: &'a Transformer,
-    pub(crate) tokenizer: &'a Tokenizer,
-}
 
 /// Layer, moment's sample, bits of λ.
 type FactorKey = (usize, [u8; 32], u64);
@@ -97,7 +87,8 @@ impl Solver {
         let settings = MomentSettings {
             tokens: spec.tokens,
             window: spec.window,
-            ..self.settings
+            // As many tokens at a time, whatever their windows.
+            batch: (self.settings.batch * self.settings.window / spec.window.max(1)).max(1),
         };
         tracing::info!(layers = ?missing, tokens = spec.tokens, "measuring the second moment of the keys");
         let partial = (self.store).partial(kind, &missing, (spec, settings.batch));

@@ -11,6 +11,7 @@ mod context;
 mod corpus;
 #[cfg(test)]
 mod damage;
+mod desk;
 mod digest;
 mod editor;
 mod entry;

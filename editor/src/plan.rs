@@ -5,16 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_model::{ChatTemplate, Overlay, Transformer};
-use tch::Kind;
+use addenda_model::{ChatTemplate, Overlay};
 
 use crate::batch::Request;
 use crate::context;
+use crate::desk::Desk;
 use crate::entry::{Edit, Recipe};
 use crate::error::{Error, Result};
 use crate::evaluate::{Before, Figures, Meter, Questions, Under};
 use crate::fact::{Fact, FactId};
-use crate::joint::{Desk, Solver};
+use crate::joint::Solver;
 use crate::pace::Pace;
 
 use crate::patch::{Patch, overlay};
@@ -26,8 +26,6 @@ use crate::value::{self, Problem};
 
 /// Tokens of a target at most: z has to bring them all about.
 const MAX_TARGET: usize = 64;
-/// Copies of the weights in f32 are made up to this size.
-const WIDE_BYTES: u64 = 4 << 30;
 /// How often a batch is worked out again without those that failed.
 const ROUNDS: usize = 3;
 /// Perplexities that are remembered.
@@ -486,14 +484,6 @@ impl Planner {
         Ok(self.contexts.get_or_init(|| sampled))
     }
 
-    /// The base weights in f32, where they are served in another dtype and there is memory for a copy: of so few rows
-    /// at a time as edits need, bf16 is neither faster nor as exact.
-    pub(crate) fn study(model: &Transformer) -> Result<Option<Transformer>> {
-        let fits = model.parameters().saturating_mul(4) <= WIDE_BYTES;
-        let wide = fits && model.kind() != Kind::Float && !model.device().is_cuda();
-        Ok(wide.then(|| model.base_in_kind(Kind::Float)).transpose()?)
-    }
-
     fn seek(
         &self,
         desk: Desk<'_>,
@@ -504,7 +494,7 @@ impl Planner {
         if problems.is_empty() {
             return Ok(Vec::new());
         }
-        value::seek(desk.study, problems, solve, &self.settings.value, pace)
+        value::seek(desk.seek, problems, solve, &self.settings.value, pace)
     }
 
     /// `bare` and the prompt in contexts.

@@ -281,6 +281,17 @@ pub fn multiplies_f32_faster(device: Device) -> bool {
     false
 }
 
+/// Whether this machine multiplies bf16 matrices of any size faster than f32 ones: processors with instructions for
+/// bf16 that are not those of [`multiplies_f32_faster`].
+pub fn multiplies_bf16_faster(device: Device) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if device == Device::Cpu {
+        return std::arch::is_x86_feature_detected!("avx512bf16") && !multiplies_f32_faster(device);
+    }
+    let _ = device;
+    false
+}
+
 /// `value` as libtorch counts.
 pub(crate) fn int(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)

@@ -132,6 +132,34 @@ impl Bench {
         self.request(fact, "").unwrap().record.id
     }
 
+    /// All in one batch.
+    fn add_all(&mut self, facts: &[Fact]) {
+        let Self {
+            editor,
+            model,
+            tokenizer,
+            ..
+        } = self;
+        let requests = facts.iter().map(|fact| asked(fact.clone(), "")).collect();
+        let answers = editor.add_all(model, tokenizer, requests, &mut go_on);
+        assert!(answers.unwrap().iter().all(Result::is_ok));
+    }
+
+    /// All at one stroke.
+    fn retire_all(&mut self, facts: &[Fact]) {
+        let Self {
+            editor,
+            model,
+            tokenizer,
+            ..
+        } = self;
+        let ids: Vec<FactId> = facts.iter().map(Fact::id).collect();
+        let planned = editor
+            .plan_retire(model, tokenizer, &ids, &mut go_on)
+            .unwrap();
+        editor.commit_retire(model, planned).unwrap();
+    }
+
     pub(crate) fn request(
         &mut self,
         fact: Fact,
@@ -182,20 +210,55 @@ pub(crate) fn assert_near(a: &[Tensor], b: &[Tensor]) {
     }
 }
 
+/// Fifty facts about as many people.
+fn fifty_facts() -> Vec<Fact> {
+    let prompts = ["{} lives in", "The dog of {} is", "{} {speaks}"];
+    let targets = ["Rome", "Oslo", "Rex", "Welsh", "Ayr"];
+    let subject = |n: u8| {
+        format!(
+            "{}{}{n}",
+            char::from(b'A' + n % 26),
+            char::from(b'z' - n / 2)
+        )
+    };
+    (0..50)
+        .map(|n: u8| {
+            let at = usize::from(n);
+            fact(&subject(n), prompts[at % 3], targets[at % 5])
+        })
+        .collect()
+}
+
 #[test]
 fn the_order_in_which_facts_come_does_not_change_the_weights() {
-    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (mut one, mut two) = (Bench::open(one.path()), Bench::open(two.path()));
-    let base = one.served();
-    for fact in some_facts() {
-        one.add(fact);
+    let first = tempfile::tempdir().unwrap();
+    let mut first = Bench::open(first.path());
+    let base = first.served();
+    for fact in fifty_facts() {
+        first.add(fact);
     }
-    for fact in some_facts().into_iter().rev() {
-        two.add(fact);
+    assert_ne!(first.served(), base);
+    // One at a time, and several at a time.
+    for (seed, together) in [(1, 1), (2, 3), (3, 7), (4, 50)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut other = Bench::open(dir.path());
+        let mut facts = fifty_facts();
+        facts.sort_by_key(|fact| *blake3::hash(format!("{seed} {fact:?}").as_bytes()).as_bytes());
+        for some in facts.chunks(together) {
+            other.add_all(some);
+        }
+        assert_near(&other.deltas(), &first.deltas());
+        if together == 1 {
+            // Of a batch, rounding depends on the company.
+            assert_eq!(other.editor.revision(), first.editor.revision());
+        }
     }
-    assert_near(&one.deltas(), &two.deltas());
-    assert_eq!(one.editor.revision(), two.editor.revision());
-    assert_ne!(one.served(), base);
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut half = Bench::open(dir.path());
+    half.add_all(&fifty_facts()[25..]);
+    first.retire_all(&fifty_facts()[..25]);
+    assert_near(&first.deltas(), &half.deltas());
 }
 
 #[test]
