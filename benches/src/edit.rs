@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
     /// Tokens of it at most; the settings' by default.
     #[arg(long)]
     corpus_tokens: Option<usize>,
-    /// Tokens of each of its windows; the settings' by default
+    /// Tokens of each of its windows; the settings' by default.
     #[arg(long)]
     corpus_window: Option<usize>,
     /// Text for perplexity; `wikitext2-test.txt` beside the records by default, where there is one.

@@ -155,8 +155,8 @@ pub(crate) fn primer(
     Ok(Primer::new(before, &documents))
 }
 
-/// Tokens of a packet at most: primer, soft tokens, a question and an answer need room beside the longest one, the
-/// primer's share once more for all but itself.
+/// Tokens of a packet at most. Beside the longest one the primer has its share of the context, and soft tokens, a
+/// question and an answer have as much again.
 pub(crate) const fn longest_packet(context: usize) -> usize {
     context - 2 * (context / PRIMER_SHARE)
 }

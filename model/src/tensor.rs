@@ -281,15 +281,19 @@ pub fn multiplies_f32_faster(device: Device) -> bool {
     false
 }
 
-/// Whether this machine multiplies bf16 matrices of any size faster than f32 ones: processors with instructions for
-/// bf16 that are not those of [`multiplies_f32_faster`].
-pub fn multiplies_bf16_faster(device: Device) -> bool {
+/// Whether this processor has instructions for bf16; elsewhere f32 is faster at any size.
+#[must_use]
+pub fn cpu_has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    if device == Device::Cpu {
-        return std::arch::is_x86_feature_detected!("avx512bf16") && !multiplies_f32_faster(device);
-    }
-    let _ = device;
-    false
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// Whether this processor multiplies bf16 matrices of any size faster than f32 ones: one with instructions for bf16
+/// that is not one of [`multiplies_f32_faster`]. Of a GPU nothing is said.
+pub fn multiplies_bf16_faster(device: Device) -> bool {
+    device == Device::Cpu && cpu_has_bf16() && !multiplies_f32_faster(device)
 }
 
 /// `value` as libtorch counts.

@@ -122,7 +122,9 @@ fn kind(choice: DtypeChoice, device: Device) -> Kind {
     match choice {
         DtypeChoice::F32 => Kind::Float,
         DtypeChoice::Bf16 => Kind::BFloat16,
-        DtypeChoice::Auto if device.is_cuda() || cpu_has_bf16() => Kind::BFloat16,
+        DtypeChoice::Auto if device.is_cuda() || addenda_model::tensor::cpu_has_bf16() => {
+            Kind::BFloat16
+        }
         DtypeChoice::Auto => Kind::Float,
     }
 }
@@ -155,14 +157,6 @@ fn weights(config: &Config, model: &Transformer) -> Result<(Option<Packing>, Str
         },
     };
     Ok((None, format!("{own} (auto: as loaded, {why})")))
-}
-
-/// Whether this processor multiplies bf16 itself; elsewhere f32 is faster.
-fn cpu_has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
 }
 
 /// Hyper-parameters and bars of new edits. Facts that are active keep those that they were made by.

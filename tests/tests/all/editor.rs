@@ -132,32 +132,27 @@ impl Bench {
         self.request(fact, "").unwrap().record.id
     }
 
-    /// All in one batch.
+    /// All in one batch; an answer each.
+    fn request_all(&mut self, requests: Vec<Request>) -> Vec<Result<addenda_editor::Added, Error>> {
+        let (model, tokenizer) = (&mut self.model, &self.tokenizer);
+        let answers = self.editor.add_all(model, tokenizer, requests, &mut go_on);
+        answers.unwrap()
+    }
+
+    /// All in one batch, and all are taken.
     fn add_all(&mut self, facts: &[Fact]) {
-        let Self {
-            editor,
-            model,
-            tokenizer,
-            ..
-        } = self;
         let requests = facts.iter().map(|fact| asked(fact.clone(), "")).collect();
-        let answers = editor.add_all(model, tokenizer, requests, &mut go_on);
-        assert!(answers.unwrap().iter().all(Result::is_ok));
+        assert!(self.request_all(requests).iter().all(Result::is_ok));
     }
 
     /// All at one stroke.
     fn retire_all(&mut self, facts: &[Fact]) {
-        let Self {
-            editor,
-            model,
-            tokenizer,
-            ..
-        } = self;
         let ids: Vec<FactId> = facts.iter().map(Fact::id).collect();
-        let planned = editor
-            .plan_retire(model, tokenizer, &ids, &mut go_on)
+        let planned = self
+            .editor
+            .plan_retire(&self.model, &self.tokenizer, &ids, &mut go_on)
             .unwrap();
-        editor.commit_retire(model, planned).unwrap();
+        self.editor.commit_retire(&mut self.model, planned).unwrap();
     }
 
     pub(crate) fn request(
@@ -295,14 +290,8 @@ fn every_method_gives_weights_of_the_set_and_gives_them_back_bit_for_bit() {
         assert_near(&one.deltas(), &two.deltas());
         let there = tempfile::tempdir().unwrap();
         let mut batch = Bench::open(there.path());
-        let Bench {
-            editor,
-            model,
-            tokenizer,
-            ..
-        } = &mut batch;
-        let answers = editor.add_all(model, tokenizer, requests().collect(), &mut go_on);
-        assert!(answers.unwrap().iter().all(Result::is_ok));
+        let answers = batch.request_all(requests().collect());
+        assert!(answers.iter().all(Result::is_ok));
         assert_near(&batch.deltas(), &one.deltas());
         for id in ids {
             one.retire(id);
@@ -323,15 +312,7 @@ fn a_batch_takes_what_it_can_and_answers_each_fact_for_itself() {
         asked(fact("Zoe", "nothing about her", "x"), "d"),
         asked(fact("Bob Ray", "The dog of {} is", "Rex"), "e"),
     ];
-    let Bench {
-        editor,
-        model,
-        tokenizer,
-        ..
-    } = &mut bench;
-    let answers = editor
-        .add_all(model, tokenizer, requests, &mut go_on)
-        .unwrap();
+    let answers = bench.request_all(requests);
     let says = |at: usize| match &answers[at] {
         Ok(added) => added.record.fact.target.clone(),
         Err(error) => error.to_string(),
