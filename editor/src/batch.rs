@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
-use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
+use crate::figures::Figures;
 use crate::plan::{Novelty, Weights};
 use crate::register::Added;
 use crate::settings::Method;

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Canonical, as_hex};
-use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
+use crate::figures::Figures;
 use crate::moment::MomentSpec;
 use crate::settings::{SolveSettings, ValueSettings};
 

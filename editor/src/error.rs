@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::evaluate::Figures;
 use crate::fact::FactId;
+use crate::figures::Figures;
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;

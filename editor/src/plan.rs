@@ -1,5 +1,7 @@
 //! What an edit would do, worked out and measured without changing anything.
 
+mod measure;
+
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,13 +14,14 @@ use crate::context;
 use crate::desk::Desk;
 use crate::entry::{Edit, Recipe};
 use crate::error::{Error, Result};
-use crate::evaluate::{Before, Figures, Meter, Questions, Under};
+use crate::evaluate::{Before, Under};
 use crate::fact::{Fact, FactId};
+use crate::figures::Figures;
 use crate::joint::Solver;
 use crate::pace::Pace;
-
 use crate::patch::{Patch, overlay};
 use crate::probes::Probed;
+use crate::questions::Questions;
 use crate::register::Register;
 use crate::settings::{Method, Settings, SolveSettings};
 use crate::subject::PromptTokens;
@@ -28,8 +31,6 @@ use crate::value::{self, Problem};
 const MAX_TARGET: usize = 64;
 /// How often a batch is worked out again without those that failed.
 const ROUNDS: usize = 3;
-/// Perplexities that are remembered.
-const REMEMBERED: usize = 16;
 
 /// An addition that was worked out and met its bars; nothing was changed yet.
 #[derive(Debug)]
@@ -388,14 +389,6 @@ impl Planner {
         })
     }
 
-    fn meter<'a>(&self, desk: Desk<'a>, under: Under<'a>) -> Meter<'a> {
-        Meter {
-            model: desk.model,
-            tokenizer: desk.tokenizer,
-            under,
-        }
-    }
-
     /// The weights of the register's facts without some of them.
     pub(crate) fn without(
         &self,
@@ -522,121 +515,5 @@ impl Planner {
             hidden_norm: sought.hidden_norm,
             z: sought.z,
         }
-    }
-
-    fn verify(
-        &self,
-        desk: Desk<'_>,
-        register: &Register,
-        drafts: &[Draft],
-        overlay: &Overlay,
-        pace: &mut Pace<'_>,
-    ) -> Result<Vec<Figures>> {
-        let edited = self.meter(desk, Under::Overlay(overlay));
-        let questions: Vec<&Questions> = drafts.iter().map(|draft| &draft.questions).collect();
-        let before: Vec<&Before> = drafts.iter().map(|draft| &draft.before).collect();
-        let after = edited.after(&questions, &before)?;
-        let perplexity_base = self.base_perplexity(desk, pace)?;
-        let served = self.meter(desk, Under::Served);
-        let perplexity_before = self.perplexity(served, register.revision(), pace)?;
-        let perplexity_after = edited.perplexity(pace)?;
-        let superseded: Vec<FactId> = drafts.iter().filter_map(|draft| draft.supersedes).collect();
-        let mut all = Vec::with_capacity(drafts.len());
-        for (draft, after) in drafts.iter().zip(after) {
-            let standing = register
-                .active_facts()
-                .filter(|(id, _)| !superseded.contains(id))
-                .map(|(_, fact)| fact);
-            let new = drafts.iter().filter(|other| other.id != draft.id);
-            let others: Vec<&Fact> = standing
-                .chain(new.map(|draft| &draft.request.fact))
-                .filter(|fact| fact.subject == draft.request.fact.subject)
-                .collect();
-            let probed = self.probed(&draft.request.fact);
-            let figures = Figures {
-                target_probability: after.target.mean.exp(),
-                target_probability_before: after.before,
-                target_is_top1: after.target.top1,
-                made_paraphrases: probed.made_paraphrases,
-                made_neighbours: probed.made_neighbours,
-                chat_probability: after.chat.map(|score| score.mean.exp()),
-                chat_is_top1: after.chat.map(|score| score.top1),
-                paraphrase: after.paraphrase,
-                locality: after.locality,
-                same_subject: edited.holding(&others)?,
-                perplexity_base,
-                perplexity_before,
-                perplexity_after,
-            };
-            if !figures.is_finite() {
-                return Err(Error::NotFinite("a figure of the edit"));
-            }
-            all.push(figures);
-        }
-        Ok(all)
-    }
-
-    /// Measures an active fact under the served weights, against the base weights.
-    pub(crate) fn check(
-        &self,
-        desk: Desk<'_>,
-        register: &Register,
-        fact: &Fact,
-        pace: &mut Pace<'_>,
-    ) -> Result<Figures> {
-        let questions = [&self.questions(desk, fact)?];
-        let base = Overlay::base();
-        let before = self.meter(desk, Under::Overlay(&base)).before(&questions)?;
-        let served = self.meter(desk, Under::Served);
-        let before: Vec<&Before> = before.iter().collect();
-        let after = served.after(&questions, &before)?.pop();
-        let after = after.ok_or(Error::NotFinite("a figure of the edit"))?;
-        let others: Vec<&Fact> = register
-            .active_facts()
-            .map(|(_, other)| other)
-            .filter(|other| other.subject == fact.subject && !other.asks_the_same(fact))
-            .collect();
-        let perplexity_base = self.base_perplexity(desk, pace)?;
-        let probed = self.probed(fact);
-        Ok(Figures {
-            target_probability: after.target.mean.exp(),
-            target_probability_before: after.before,
-            target_is_top1: after.target.top1,
-            made_paraphrases: probed.made_paraphrases,
-            made_neighbours: probed.made_neighbours,
-            chat_probability: after.chat.map(|score| score.mean.exp()),
-            chat_is_top1: after.chat.map(|score| score.top1),
-            paraphrase: after.paraphrase,
-            locality: after.locality,
-            same_subject: served.holding(&others)?,
-            perplexity_base,
-            perplexity_before: perplexity_base,
-            perplexity_after: self.perplexity(served, register.revision(), pace)?,
-        })
-    }
-
-    fn base_perplexity(&self, desk: Desk<'_>, pace: &mut Pace<'_>) -> Result<f64> {
-        let base = Overlay::base();
-        let revision = addenda_model::revision(&self.fingerprint, &BTreeSet::new());
-        self.perplexity(self.meter(desk, Under::Overlay(&base)), revision, pace)
-    }
-
-    /// The perplexity of a revision, measured once.
-    fn perplexity(&self, meter: Meter<'_>, revision: [u8; 32], pace: &mut Pace<'_>) -> Result<f64> {
-        if let Some(known) = self.perplexities.borrow().get(&revision) {
-            return Ok(*known);
-        }
-        let measured = meter.perplexity(pace)?;
-        self.remember(revision, measured);
-        Ok(measured)
-    }
-
-    /// The perplexity of a revision that was measured before it was one.
-    pub(crate) fn remember(&self, revision: [u8; 32], perplexity: f64) {
-        let mut perplexities = self.perplexities.borrow_mut();
-        if perplexities.len() >= REMEMBERED {
-            perplexities.clear();
-        }
-        perplexities.insert(revision, perplexity);
     }
 }

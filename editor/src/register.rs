@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::as_hex;
 use crate::entry::{Addition, Beginning, Edit, Entry};
-use crate::evaluate::Figures;
 use crate::fact::{Fact, FactId};
+use crate::figures::Figures;
 use crate::ledger::Frame;
 use crate::settings::Method;
 
