@@ -130,18 +130,17 @@ pub(crate) fn beginnings(
     Ok(beginnings)
 }
 
-/// What packets are computed behind: the last of [`beginnings`], and some documents of several kinds, as many as fit
-/// into their share of a context of so many tokens.
+/// What packets are computed behind: the last of the [`beginnings`], and some documents of several kinds, as many as
+/// fit into their share of a context of so many tokens.
 ///
 /// # Errors
 /// The tokenizer's.
 pub(crate) fn primer(
+    beginnings: &[Vec<u32>],
     tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
     context: usize,
 ) -> Result<Primer> {
-    let mut beginnings = beginnings(tokenizer, template)?;
-    let before = beginnings.pop().unwrap_or_default();
+    let before = beginnings.last().cloned().unwrap_or_default();
     let mut documents = Vec::new();
     let mut tokens = before.len();
     for text in PRIMER_DOCUMENTS.split("\n\n") {

@@ -31,6 +31,8 @@ pub(crate) struct Loaded {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_template: Option<Arc<ChatTemplate>>,
+    /// What the daemon itself puts before documents, see [`prompt::beginnings`].
+    pub(crate) beginnings: Vec<Vec<u32>>,
     /// What packets are computed behind.
     pub(crate) primer: Primer,
     pub(crate) fingerprint: Digest,
@@ -73,12 +75,14 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
     let base = Digest(files.fingerprint);
     let adapters = Library::open(config.data_dir.join("adapters"), base)?;
     let worn = wear(config, &adapters, &model)?;
-    let primer = prompt::primer(&tokenizer, chat_template.as_deref(), model_config.context)?;
+    let beginnings = prompt::beginnings(&tokenizer, chat_template.as_deref())?;
+    let primer = prompt::primer(&beginnings, &tokenizer, model_config.context)?;
     let loaded = Loaded {
         model_path: setup.model_path.clone(),
         config: model_config,
         tokenizer: Arc::clone(&tokenizer),
         chat_template,
+        beginnings,
         primer,
         fingerprint: base,
         parameters: model.parameters(),

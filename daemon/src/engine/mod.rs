@@ -40,7 +40,6 @@ use crate::engine::scheduler::{Floor, Outside};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::packets::Shelf;
-use crate::prompt;
 
 /// Whether the engine can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,8 +123,6 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         };
         let under = bench.under();
         let tokenizer = Arc::clone(&bench.tokenizer);
-        let template = loaded.chat_template.as_deref();
-        let beginnings = prompt::beginnings(&bench.tokenizer, template).unwrap_or_default();
         let primer = PrimerKv::new(loaded.primer.clone());
         state.send_modify(|state| {
             state.health = Health::Ready;
@@ -146,7 +143,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
             (shelf, prefixes, primer),
             (chunk, kv_budget),
         );
-        if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &beginnings)) {
+        if let Err(error) = scheduler::guard(|| floor.begin(&bench.model, &loaded.beginnings)) {
             drop(tell.send(Err(error)));
             return;
         }
