@@ -93,6 +93,7 @@ def easyedit(args):
         raise Skip(f"{error}; see this script's beginning") from error
     method, hparams = methods(args)
     model, tokenizer = load(torch, args)
+    model.to("cpu" if on_cpu(hparams) else f"cuda:{hparams.device}")
     if args.threads:
         torch.set_num_threads(args.threads)
     # What EasyEdit seeds with.
@@ -211,10 +212,13 @@ def begin_texts(tokenizer, start):
     tokenizer.bos_token = start
 
 
+def on_cpu(hparams):
+    return str(hparams.device) == "cpu"
+
+
 def cuda_is_cpu(torch, hparams):
-    """EasyEdit of 2023 names its device `cuda:` and `device` of its hyper-parameters: where that is the CPU, it is
-    read so. Nothing is done where it is a number."""
-    if str(hparams.device) != "cpu":
+    """EasyEdit of 2023 knows no device but `cuda:` and a number: on a CPU, each such name is read as the CPU."""
+    if not on_cpu(hparams):
         return contextlib.nullcontext()
 
     def here(value):
@@ -229,9 +233,9 @@ def cuda_is_cpu(torch, hparams):
 
 
 def layers_give_tuples(torch, model, tokenizer, hparams):
-    """EasyEdit of 2023 takes the first part of what a layer gives; from Transformers 4.5x on that is a tensor and no
-    tuple, whose first part would be the first text of a batch. So EasyEdit's hooks get a tuple, and the model its
-    part, as the layer's class is exchanged for one that does so."""
+    """EasyEdit of 2023 takes the first part of what a layer gives; with newer Transformers that is a tensor and no
+    tuple, and its first part would be the first text of a batch. So the layers' class is exchanged for one whose
+    hooks meet a tuple, while the model still gets the tensor in it."""
     from easyeditor.util import nethook
 
     layers = [nethook.get_module(model, hparams.layer_module_tmp.format(at))

@@ -33,7 +33,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::packet::{PacketKv, PacketShape, Plane};
-use crate::tensor::{from_bytes, int, kind_name, to_bytes};
+use crate::tensor::{from_bytes, int, kind_name, load, to_bytes};
 use tch::{Device, Kind, Tensor};
 
 const MAGIC: &[u8; 4] = b"AKVQ";
@@ -300,7 +300,7 @@ impl Layout {
             let cut = || Error::Invalid("a coded packet is cut short".to_owned());
             let (own, rest) = bytes.split_at_checked(length).ok_or_else(cut)?;
             *bytes = rest;
-            Ok(from_bytes(own, &shape, stored)?.f_to_device(device)?)
+            load(&from_bytes(own, &shape, stored)?, device)
         };
         let mut scale = |shape| {
             let steps = next(shape, Kind::BFloat16)?.f_to_kind(Kind::Float)?;

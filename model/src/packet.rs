@@ -6,7 +6,7 @@
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::tensor::{borrow_bytes, element_size, int, to_bytes};
+use crate::tensor::{borrow_bytes, element_size, int, load, to_bytes};
 use tch::{Device, Kind, Tensor};
 
 /// What a packet's bytes mean.
@@ -159,7 +159,7 @@ impl PacketKv {
             let bytes = planes.next().unwrap_or_default();
             // SAFETY: the tensor is stored beside `owner` and dropped before it; `owner` is
             // boxed, so that its bytes stay where they are, and nothing writes to packets.
-            Ok(unsafe { borrow_bytes(bytes, &dims, shape.kind)? }.f_to_device(device)?)
+            load(&unsafe { borrow_bytes(bytes, &dims, shape.kind)? }, device)
         };
         let layers = (0..shape.layers)
             .map(|_| {

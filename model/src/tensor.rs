@@ -100,6 +100,18 @@ pub fn parse_device(name: &str) -> Result<Device> {
     Ok(Device::Cuda(index))
 }
 
+/// The tensor on a device. To a GPU it goes through pinned memory and without waiting: while the copy is under way the
+/// next bytes are read from the disk, and what the GPU was asked to compute goes on. The GPU itself keeps the order.
+pub(crate) fn load(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    match device {
+        Device::Cuda(_) => {
+            let pinned = tensor.f_pin_memory(device)?;
+            Ok(pinned.f_to_device_(device, tensor.kind(), true, false)?)
+        }
+        _ => Ok(tensor.f_to_device(device)?),
+    }
+}
+
 /// A tensor's elements as little-endian bytes, row-major.
 ///
 /// # Errors

@@ -5,13 +5,13 @@
 //! Ring Attention, Liu et al. 2023, merge their blocks):
 //! `o = Σ oᵢ · exp(lseᵢ) / Σ exp(lseⱼ)`. So a packet can be read where it lies, uncopied.
 
-use crate::error::Result;
-use crate::tensor::{in_kind, int};
-use tch::{Device, Kind, Tensor};
+mod kernel;
 
-/// A score this low takes no part. Finite, so that a query which sees nothing of a part gets a
-/// weight of 0 in the merge and not a NaN.
-const UNSEEN: f64 = -1e30;
+use crate::error::Result;
+use crate::tensor::int;
+pub(crate) use kernel::Attended;
+use kernel::{UNSEEN, attend};
+use tch::{Device, Kind, Tensor};
 
 /// Keys and values `[kv_heads, n, head_dim]` that lie together.
 pub(crate) struct Part {
@@ -61,14 +61,6 @@ impl Stand<'_> {
 
 fn position(position: Option<&i64>) -> usize {
     position.map_or(0, |&position| usize::try_from(position).unwrap_or(0))
-}
-
-/// What queries got from one part.
-pub(crate) struct Attended {
-    /// `[heads, T, head_dim]`.
-    output: Tensor,
-    /// f32 `[heads, T]`.
-    log_sum_exp: Tensor,
 }
 
 impl Part {
@@ -207,90 +199,14 @@ pub(crate) fn merge(mut parts: Vec<Attended>) -> Result<Tensor> {
     Ok(weighted.f_sum_dim_intlist(0, false, Kind::Float)?)
 }
 
-/// One softmax attention in the dtype of `q`: `q [h, T, head_dim]`, `keys` and `values
-/// [h, n, head_dim]`. `mask` is added to the scores; `causal` (only where n = T) hides what comes later.
-fn attend(
-    q: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    mask: Option<&Tensor>,
-    causal: bool,
-    scale: f64,
-) -> Result<Attended> {
-    let (keys, values) = (&in_kind(keys, q.kind())?, &in_kind(values, q.kind())?);
-    if q.device() == Device::Cpu {
-        let row = |t: &Tensor| t.f_unsqueeze(0);
-        let (output, log_sum_exp) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(
-            &row(q)?,
-            &row(keys)?,
-            &row(values)?,
-            0.0,
-            causal,
-            mask,
-            scale,
-        )?;
-        return Ok(Attended {
-            output: output.f_squeeze_dim(0)?,
-            log_sum_exp: log_sum_exp.f_squeeze_dim(0)?,
-        });
-    }
-    attend_plainly(q, keys, values, mask, causal, scale)
-}
-
-/// The same by the definition, for devices without a kernel that gives its log-sum-exp.
-fn attend_plainly(
-    q: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    mask: Option<&Tensor>,
-    causal: bool,
-    scale: f64,
-) -> Result<Attended> {
-    let scores = q
-        .f_matmul(&keys.f_transpose(-1, -2)?)?
-        .f_to_kind(Kind::Float)?;
-    let mut scores = scores.f_mul_scalar(scale)?;
-    if let Some(mask) = mask {
-        scores = scores.f_add(mask)?;
-    }
-    if causal {
-        let tokens = q.size3()?.1;
-        let later = Tensor::f_ones([tokens, tokens], (Kind::Bool, q.device()))?.f_triu(1)?;
-        scores = scores.f_masked_fill(&later, UNSEEN)?;
-    }
-    let weights = scores
-        .f_softmax(-1, Kind::Float)?
-        .f_to_kind(values.kind())?;
-    Ok(Attended {
-        output: weights.f_matmul(values)?,
-        log_sum_exp: scores.f_logsumexp([-1], false)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed libtorch call fails the test")]
-    use super::{Attended, Part, Stand, attend, attend_plainly, merge};
+    use super::{Part, Stand, merge};
     use tch::{Device, Kind, Tensor};
 
     fn random(shape: [i64; 3]) -> Tensor {
         Tensor::randn(shape, (Kind::Float, Device::Cpu))
-    }
-
-    fn difference(a: &Attended, b: &Attended) -> f64 {
-        let output = (&a.output - &b.output).abs().max();
-        let sums = (&a.log_sum_exp - &b.log_sum_exp).abs().max();
-        output.double_value(&[]).max(sums.double_value(&[]))
-    }
-
-    #[test]
-    fn the_kernel_and_the_definition_agree() {
-        let (q, k, v) = (random([3, 7, 16]), random([3, 7, 16]), random([3, 7, 16]));
-        for causal in [false, true] {
-            let fast = attend(&q, &k, &v, None, causal, 0.25).unwrap();
-            let plain = attend_plainly(&q, &k, &v, None, causal, 0.25).unwrap();
-            assert!(difference(&fast, &plain) < 1e-5);
-        }
     }
 
     #[test]
