@@ -350,7 +350,7 @@ def row(name, figures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the model's path, or its name in Addenda's catalogue")
-    parser.add_argument("--peer-model", help="the same model as a folder of Hugging Face or a .gguf; --model's, if none")
+    parser.add_argument("--peer-model", help="the same model as a folder or .gguf file; --model, if none")
     parser.add_argument("--counterfact", required=True)
     parser.add_argument("--facts", type=int, default=20)
     parser.add_argument("--batch", type=int, default=10, help="facts of one edit; ROME takes one")
