@@ -4,8 +4,10 @@
 //! A fact's key is half the bare prompt's own and half the mean of those in its contexts (Meng et al. 2023), where the
 //! recipe takes keys from contexts. The bare prompt's alone misses what the subject looks like in the middle of a text:
 //! often its first word is another token there, without the blank. What stands behind the subject changes nothing before
-//! it, so prompts end there; and what leaves the layers below is kept, so that a layer's turn costs the edited layers
-//! only. Invariant: the columns are in the edits' order.
+//! it, so prompts end there; what they begin with alike, a context, is computed once for many; and what leaves the layers
+//! below is kept, so that a layer's turn costs the edited layers only. Invariant: the columns are in the edits' order.
+
+use std::ops::RangeInclusive;
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::{Action, Overlay, Pass, Site, Tap, Transformer};
@@ -39,10 +41,17 @@ struct Part {
     edits: Vec<usize>,
     /// Bare prompts go up to the last edited layer, for their states; contexts give a key and go no further.
     bare: bool,
-    /// (row, token) of the subjects' last tokens.
+    /// (row, token) of the subjects' last tokens, counted behind what the rows have in common.
     at: Vec<(i64, i64)>,
-    /// The residual stream as it enters the layer whose turn is next, `[B, S, d]`.
-    stream: Tensor,
+    stream: Stream,
+}
+
+/// The residual stream as it enters the layer whose turn is next.
+struct Stream {
+    /// Of the tokens that all rows begin with, `[1, P, d]`; none where there are none.
+    common: Option<Tensor>,
+    /// Of what stands behind them, `[B, S, d]`.
+    rows: Tensor,
 }
 
 /// The edits of one recipe, on their way up.
@@ -70,16 +79,21 @@ impl<'a> Climb<'a> {
             let read = edit.prompt_ids.get(..=edit.subject_at);
             read.unwrap_or(&edit.prompt_ids)
         });
-        let around = edits.iter().flat_map(|edit| &edit.context_ids);
-        let mut order: Vec<(usize, &[u32])> =
-            bare.chain(around.map(Vec::as_slice)).enumerate().collect();
-        let contexts = (order.len() - edits.len()) / edits.len().max(1);
+        let contexts = edits.first().map_or(0, |edit| edit.context_ids.len());
+        // The bare prompts, then those in the first context of each edit, in the second, and so on.
+        let mut groups: Vec<Vec<(usize, &[u32])>> = vec![bare.enumerate().collect()];
+        for context in 0..contexts {
+            let own = edits.iter().enumerate().filter_map(|(edit, of)| {
+                let ids = of.context_ids.get(context)?;
+                Some((edits.len() + edit * contexts + context, ids.as_slice()))
+            });
+            groups.push(own.collect());
+        }
         let mut parts = Vec::new();
-        let (mut done, total) = (0, order.len() as u64);
-        let (bare, around) = order.split_at_mut(edits.len());
-        for rows in [bare, around] {
+        let (mut done, total) = (0, groups.iter().map(Vec::len).sum::<usize>() as u64);
+        for rows in &mut groups {
             rows.sort_by_key(|(_, ids)| ids.len());
-            let mut rest = &*rows;
+            let mut rest = rows.as_slice();
             while let Some((_, shortest)) = rest.first() {
                 pace(Progress {
                     phase: Phase::Keys,
@@ -129,10 +143,7 @@ impl<'a> Climb<'a> {
                 false => (&taps[..1], layer),
             };
             let mut pass = Pass::new().under(overlay).with_taps(taps);
-            drop(
-                self.model
-                    .forward_between(layer, top, &part.stream, &mut pass)?,
-            );
+            drop(part.stream.through(self.model, layer..=top, &mut pass)?);
             keys.push(doubles(pass.read(0)?).map_err(Error::torch(ACTION))?);
             if part.bare {
                 states.push(doubles(pass.read(1)?).map_err(Error::torch(ACTION))?);
@@ -151,9 +162,8 @@ impl<'a> Climb<'a> {
         let _no_grad = NoGrad::new();
         for part in &mut self.parts {
             let mut pass = Pass::new().under(overlay);
-            part.stream =
-                self.model
-                    .forward_between(from, to.saturating_sub(1), &part.stream, &mut pass)?;
+            let layers = from..=to.saturating_sub(1);
+            part.stream = part.stream.through(self.model, layers, &mut pass)?;
         }
         Ok(())
     }
@@ -168,12 +178,19 @@ impl Part {
     ) -> Result<Self> {
         let _no_grad = NoGrad::new();
         let rows: Vec<&[u32]> = own.iter().map(|(_, ids)| *ids).collect();
-        let ids = padded(&rows, model)?;
-        let last = |(row, ids): (usize, &&[u32])| (index(row), index(ids.len().saturating_sub(1)));
-        let stream = match first.checked_sub(1) {
-            Some(below) => model.forward_to(below, &ids, &mut Pass::new().under(overlay))?,
-            None => model.embed(&ids)?,
+        let (common, rows) = parted(&rows);
+        let common = match common {
+            [] => None,
+            ids => Some(model.embed(&padded(&[ids], model)?)?),
         };
+        let mut stream = Stream {
+            common,
+            rows: model.embed(&padded(&rows, model)?)?,
+        };
+        if let Some(below) = first.checked_sub(1) {
+            stream = stream.through(model, 0..=below, &mut Pass::new().under(overlay))?;
+        }
+        let last = |(row, ids): (usize, &&[u32])| (index(row), index(ids.len().saturating_sub(1)));
         Ok(Self {
             edits: own.iter().map(|(place, _)| *place).collect(),
             bare: own.iter().all(|(place, _)| *place < facts),
@@ -181,6 +198,39 @@ impl Part {
             stream,
         })
     }
+}
+
+impl Stream {
+    /// As it leaves the last of these layers.
+    fn through(
+        &self,
+        model: &Transformer,
+        layers: RangeInclusive<usize>,
+        pass: &mut Pass<'_>,
+    ) -> Result<Self> {
+        let Some(common) = &self.common else {
+            let (first, last) = (*layers.start(), *layers.end());
+            let rows = model.forward_between(first, last, &self.rows, pass)?;
+            return Ok(Self { common: None, rows });
+        };
+        let (common, rows) = model.forward_behind(layers, common, &self.rows, pass)?;
+        let common = Some(common);
+        Ok(Self { common, rows })
+    }
+}
+
+/// What all rows begin with, and what stands behind it; at least one token of each.
+fn parted<'a>(rows: &[&'a [u32]]) -> (&'a [u32], Vec<&'a [u32]>) {
+    let Some(first) = rows.first() else {
+        return (&[], Vec::new());
+    };
+    let alike = |row: &&[u32]| {
+        let pairs = row.iter().zip(*first).take(row.len().saturating_sub(1));
+        pairs.take_while(|(one, other)| one == other).count()
+    };
+    let common = rows.iter().map(alike).min().unwrap_or(0);
+    let behind = rows.iter().filter_map(|row| row.get(common..));
+    (first.get(..common).unwrap_or_default(), behind.collect())
 }
 
 /// From the keys of all rows, `[f, facts · (1 + contexts)]`, to those of the facts, `[f, facts]`.
@@ -223,7 +273,16 @@ mod tests {
 
     use tch::Tensor;
 
-    use super::mixed;
+    use super::{mixed, parted};
+
+    #[test]
+    fn rows_are_parted_behind_what_all_of_them_begin_with_and_keep_a_token_each() {
+        let (common, rows) = parted(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 3]]);
+        assert_eq!((common, rows), (&[1, 2][..], vec![&[3, 4][..], &[5], &[3]]));
+        let (common, rows) = parted(&[&[1, 2], &[1, 2]]);
+        assert_eq!((common, rows), (&[1][..], vec![&[2][..], &[2]]));
+        assert_eq!(parted(&[&[1], &[2]]), (&[][..], vec![&[1][..], &[2]]));
+    }
 
     #[test]
     fn a_facts_key_is_half_the_bare_prompts_and_half_the_mean_of_its_own_contexts() {

@@ -6,7 +6,8 @@
 //! one column; that changes nothing, since rotary scores depend on differences of positions, and
 //! no token sees the columns before its row's first.
 //!
-//! Gives the same numbers as [`Transformer::forward_from`]. Causal masks only.
+//! Gives the same numbers as [`Transformer::forward_from`]. Causal masks only. Rows that all begin with the same tokens
+//! need those once ([`Transformer::forward_behind`]).
 
 use crate::error::{Error, Result};
 use crate::layers::attention::{Before, Sight};
@@ -14,6 +15,7 @@ use crate::layers::stretches::visible;
 use crate::taps::{Mask, Pass};
 use crate::tensor::{NoGrad, int};
 use crate::transformer::Transformer;
+use std::ops::RangeInclusive;
 use tch::{Kind, Tensor};
 
 /// Rows that were begun: everything that does not change when their ends do.
@@ -175,6 +177,59 @@ impl Transformer {
             (x, _) = block.forward_batch(&x, sight, pass)?;
         }
         self.norm.forward(&x)
+    }
+
+    /// Rows behind tokens that they all have in common, through the layers `layers`: the streams of the common tokens,
+    /// `[1, P, d]`, and of the rows, `[B, S, d]`, as they leave the last of them. The rows stand from position P on; the
+    /// common tokens, from 0 on, are computed once for all of them. Taps count the rows' own tokens. No gradients.
+    ///
+    /// # Errors
+    /// There are no such layers, a tap outside of the rows, a mask other than the causal one, or libtorch's.
+    pub fn forward_behind(
+        &self,
+        layers: RangeInclusive<usize>,
+        common: &Tensor,
+        rows: &Tensor,
+        pass: &mut Pass<'_>,
+    ) -> Result<(Tensor, Tensor)> {
+        let _guard = NoGrad::new();
+        self.check_layer(*layers.end())?;
+        if !matches!(pass.mask, Mask::Causal) {
+            return Err(Error::Invalid(
+                "rows stand behind common tokens under a causal mask only".to_owned(),
+            ));
+        }
+        let tokens =
+            |t: &Tensor| -> Result<usize> { Ok(usize::try_from(t.size3()?.1).unwrap_or(0)) };
+        let (start, count) = (tokens(common)?, tokens(rows)?);
+        Error::unless_within(start + count, self.config.context)?;
+        let masks = |window| -> Result<[Tensor; 2]> {
+            let early = visible(0, start, window, self.device)?;
+            Ok([early, visible(start, count, window, self.device)?])
+        };
+        let (all, windowed) = (masks(None)?, masks(self.config.sliding_window)?);
+        let mut shared = Pass::new();
+        shared.overlay = pass.overlay;
+        let mut common = common.f_to_kind(self.kind)?;
+        let mut rows = rows.f_to_kind(self.kind)?;
+        for block in self.blocks.get(layers).unwrap_or_default() {
+            let [early, late] = block.window().map_or(&all, |_| &windowed);
+            let rope = self.rope(block);
+            let sight = Sight::Rows {
+                angles: &rope.angles(0, start)?,
+                mask: Some(early),
+                before: None,
+            };
+            let (out, seen) = block.forward_batch(&common, sight, &mut shared)?;
+            common = out;
+            let sight = Sight::Rows {
+                angles: &rope.angles(start, count)?,
+                mask: Some(late),
+                before: Some(&seen.for_rows(rows.size3()?.0)?),
+            };
+            (rows, _) = block.forward_batch(&rows, sight, pass)?;
+        }
+        Ok((common, rows))
     }
 
     /// `residual [B, S, d]` moved so that row b's first token stands in column `first[b]`,

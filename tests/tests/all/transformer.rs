@@ -404,3 +404,27 @@ fn rows_that_are_begun_once_end_as_if_they_had_run_whole() {
         }
     }
 }
+
+#[test]
+fn rows_behind_common_tokens_are_what_they_are_with_them_in_front() {
+    for (name, model) in variants() {
+        let row = |salt| [ids(13, 1), ids(20, salt)].concat();
+        let whole = Tensor::cat(&[2, 3, 4].map(|salt| batch(&row(salt))), 0);
+        let stream = model.embed(&whole).unwrap();
+        let whole = model
+            .forward_between(0, 2, &stream, &mut Pass::new())
+            .unwrap();
+        let (common, rows) = model
+            .forward_behind(
+                0..=2,
+                &stream.narrow(0, 0, 1).narrow(1, 0, 13),
+                &stream.narrow(1, 13, 20),
+                &mut Pass::new(),
+            )
+            .unwrap();
+        let apart = furthest(&rows, &whole.narrow(1, 13, 20));
+        assert!(apart <= TOLERANCE, "{name}: {apart:e}");
+        let apart = furthest(&common, &whole.narrow(0, 2, 1).narrow(1, 0, 13));
+        assert!(apart <= TOLERANCE, "{name}: {apart:e}");
+    }
+}

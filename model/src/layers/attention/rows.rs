@@ -43,6 +43,14 @@ impl Before {
         })
     }
 
+    /// Those of one row, as what stands before each of so many.
+    pub(crate) fn for_rows(&self, rows: i64) -> Result<Self> {
+        Ok(Self {
+            keys: self.keys.f_expand([rows, -1, -1, -1], false)?,
+            values: self.values.f_expand([rows, -1, -1, -1], false)?,
+        })
+    }
+
     /// These behind others.
     fn behind(self, before: Option<&Self>) -> Result<Self> {
         let Some(before) = before else {
