@@ -116,8 +116,7 @@ impl Transformer {
             part(&all, 0, start, start)?,
             part(&windowed, 0, start, start)?,
         ];
-        let mut begun = Pass::new();
-        begun.overlay = pass.overlay;
+        let mut begun = pass.of_weights();
         let mut x = aligned.f_narrow(1, 0, int(start))?;
         let mut before = Vec::new();
         for block in self.blocks.get(layer + 1..).unwrap_or_default() {
@@ -203,28 +202,30 @@ impl Transformer {
             |t: &Tensor| -> Result<usize> { Ok(usize::try_from(t.size3()?.1).unwrap_or(0)) };
         let (start, count) = (tokens(common)?, tokens(rows)?);
         Error::unless_within(start + count, self.config.context)?;
-        let masks = |window| -> Result<[Tensor; 2]> {
-            let early = visible(0, start, window, self.device)?;
-            Ok([early, visible(start, count, window, self.device)?])
-        };
-        let (all, windowed) = (masks(None)?, masks(self.config.sliding_window)?);
-        let mut shared = Pass::new();
-        shared.overlay = pass.overlay;
+        let ways = self.ways().map(|(rope, window)| -> Result<_> {
+            let sight = |at, tokens| -> Result<_> {
+                let mask = visible(at, tokens, window, self.device)?;
+                Ok((rope.angles(at, tokens)?, mask))
+            };
+            Ok((sight(0, start)?, sight(start, count)?))
+        });
+        let [full, windowed] = ways;
+        let (full, windowed) = (full?, windowed?);
+        let mut shared = pass.of_weights();
         let mut common = common.f_to_kind(self.kind)?;
         let mut rows = rows.f_to_kind(self.kind)?;
         for block in self.blocks.get(layers).unwrap_or_default() {
-            let [early, late] = block.window().map_or(&all, |_| &windowed);
-            let rope = self.rope(block);
+            let (early, late) = block.window().map_or(&full, |_| &windowed);
             let sight = Sight::Rows {
-                angles: &rope.angles(0, start)?,
-                mask: Some(early),
+                angles: &early.0,
+                mask: Some(&early.1),
                 before: None,
             };
             let (out, seen) = block.forward_batch(&common, sight, &mut shared)?;
             common = out;
             let sight = Sight::Rows {
-                angles: &rope.angles(start, count)?,
-                mask: Some(late),
+                angles: &late.0,
+                mask: Some(&late.1),
                 before: Some(&seen.for_rows(rows.size3()?.0)?),
             };
             (rows, _) = block.forward_batch(&rows, sight, pass)?;

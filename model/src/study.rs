@@ -89,8 +89,7 @@ impl Transformer {
         let tokens = usize::try_from(x.size3()?.1).unwrap_or(0);
         Error::unless_within(tokens, self.config.context)?;
         let blocks = self.blocks.get(layers.clone()).unwrap_or_default();
-        let local = self.local_rope.as_ref().unwrap_or(&self.rope);
-        let ways = [(&self.rope, None), (local, self.config.sliding_window)];
+        let ways = self.ways();
         if let Mask::Documents(documents) = pass.mask.clone() {
             let primer = documents.primer.as_deref();
             self.check_primer(&documents)?;
@@ -123,6 +122,12 @@ impl Transformer {
             (x, _) = block.forward_batch(&x, sight, pass)?;
         }
         Ok(x)
+    }
+
+    /// How layers see: those that see everything, and those with a window.
+    pub(crate) fn ways(&self) -> [(&Rope, Option<usize>); 2] {
+        let local = self.local_rope.as_ref().unwrap_or(&self.rope);
+        [(&self.rope, None), (local, self.config.sliding_window)]
     }
 
     /// Fails unless every document can stand behind the primer.

@@ -144,6 +144,14 @@ impl<'a> Pass<'a> {
         self
     }
 
+    /// A causal pass over the same weights that reads nothing.
+    pub(crate) fn of_weights(&self) -> Self {
+        Self {
+            overlay: self.overlay,
+            ..Self::default()
+        }
+    }
+
     /// What the tap at `index` read.
     ///
     /// # Errors

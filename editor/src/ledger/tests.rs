@@ -249,18 +249,12 @@ fn the_way_out_that_a_damaged_ledger_names_works() {
 fn a_file_that_is_no_ledger_or_a_newer_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);
-    std::fs::write(&path, b"something else altogether").unwrap();
-    assert!(
-        Ledger::open(dir.path(), &Disk::default(), None)
-            .unwrap_err()
-            .to_string()
-            .contains("is no ledger")
-    );
-    std::fs::write(&path, b"ADDLEDGR\x07\0\0\0\0\0\0\0").unwrap();
-    assert!(
-        Ledger::open(dir.path(), &Disk::default(), None)
-            .unwrap_err()
-            .to_string()
-            .contains("version 7")
-    );
+    for (bytes, says) in [
+        (&b"something else altogether"[..], "is no ledger"),
+        (b"ADDLEDGR\x07\0\0\0\0\0\0\0", "version 7"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = Ledger::open(dir.path(), &Disk::default(), None).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+    }
 }

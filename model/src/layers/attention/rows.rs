@@ -35,12 +35,13 @@ impl Before {
     fn of_plane(plane: &Plane, tokens: usize, (rows, kind): (i64, Kind)) -> Result<Self> {
         let of = |t: &Tensor| -> Result<Tensor> {
             let t = in_kind(&t.f_narrow(1, 0, int(tokens))?.f_transpose(0, 1)?, kind)?;
-            Ok(t.f_unsqueeze(0)?.f_expand([rows, -1, -1, -1], false)?)
+            Ok(t.f_unsqueeze(0)?)
         };
-        Ok(Self {
+        let one = Self {
             keys: of(&plane.keys)?,
             values: of(&plane.values)?,
-        })
+        };
+        one.for_rows(rows)
     }
 
     /// Those of one row, as what stands before each of so many.

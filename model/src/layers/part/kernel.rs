@@ -119,8 +119,7 @@ impl Asked<'_> {
         }
         if self.causal {
             let tokens = self.q.size3()?.1;
-            let later = Tensor::f_ones([tokens, tokens], (Kind::Bool, self.q.device()))?;
-            scores = scores.f_masked_fill(&later.f_triu(1)?, UNSEEN)?;
+            scores = scores.f_masked_fill(&later(tokens, self.q.device())?, UNSEEN)?;
         }
         let weights = scores
             .f_softmax(-1, Kind::Float)?
@@ -130,6 +129,11 @@ impl Asked<'_> {
             log_sum_exp: scores.f_logsumexp([-1], false)?,
         })
     }
+}
+
+/// Bool `[tokens, tokens]`: true where a key (column) comes after the query (row).
+fn later(tokens: i64, device: Device) -> Result<Tensor> {
+    Ok(Tensor::f_ones([tokens, tokens], (Kind::Bool, device))?.f_triu(1)?)
 }
 
 /// Whether a GPU's fused kernel gives what the definition gives. It is tried once a process; where it does not (a GPU
@@ -152,14 +156,12 @@ fn is_fused(device: Device) -> bool {
 
 /// By how much the device's own kernel misses the definition at most, in bf16: plain, causal, and masked.
 fn farthest(device: Device) -> Result<f64> {
+    const TOKENS: i64 = 37;
     let options = (Kind::BFloat16, device);
-    let random = |tokens: i64| Tensor::f_randn([4, tokens, 64], options);
-    let (q, keys, values) = (random(37)?, random(37)?, random(37)?);
-    let mask = Tensor::f_zeros([37, 37], options)?;
-    let mask = mask.f_masked_fill(
-        &mask.f_ones_like()?.f_triu(1)?.f_to_kind(Kind::Bool)?,
-        UNSEEN,
-    )?;
+    let random = || Tensor::f_randn([4, TOKENS, 64], options);
+    let (q, keys, values) = (random()?, random()?, random()?);
+    let mask = Tensor::f_zeros([TOKENS, TOKENS], options)?;
+    let mask = mask.f_masked_fill(&later(TOKENS, device)?, UNSEEN)?;
     let mut farthest = 0.0_f64;
     for (mask, causal) in [(None, false), (None, true), (Some(&mask), false)] {
         let asked = Asked {
