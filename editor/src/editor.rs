@@ -12,6 +12,7 @@ use addenda_disk::Disk;
 use addenda_model::tokenizer::Tokenizer;
 use addenda_model::{ChatTemplate, Transformer};
 
+use crate::ascent::AscentStore;
 use crate::batch::{self, Planned, Request, Slot};
 use crate::calendar::Clock;
 use crate::corpus::Corpus;
@@ -146,7 +147,9 @@ impl Editor {
             );
         }
         let store = MomentStore::new(&options.moment_dir, options.fingerprint);
-        let solver = Solver::new(store, options.corpus, options.settings.moment.clone());
+        let ascents = AscentStore::new(options.ledger_dir.join("keys"));
+        let moment = options.settings.moment.clone();
+        let solver = Solver::new(store, ascents, options.corpus, moment);
         let planner = Planner::new(options.settings, solver, options.fingerprint);
         let mut editor = Self {
             planner,
@@ -511,6 +514,9 @@ impl Editor {
     pub(crate) fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {
         model.install(&weights.overlay).map_err(Error::Install)?;
         self.patches = weights.patches;
+        let active = self.register.active().iter();
+        let digests = active.map(|(id, edit)| edit.digest(*id)).collect();
+        self.planner.solver.ascents.keep_only(&digests);
         Ok(())
     }
 

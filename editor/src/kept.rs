@@ -1,4 +1,4 @@
-//! f64 matrices on disk, as safetensors files with a digest over names, shapes and numbers.
+//! Matrices in f64 or f32 on disk, as safetensors files with a digest over names, shapes and numbers.
 //!
 //! A file is never seen half written, and one that does not match its digest is never read. What a file is for, and
 //! under which address it lies, is its owner's business.
@@ -30,24 +30,19 @@ impl Kept {
         };
         let mut tensors = Vec::new();
         for (name, matrix) in &self.matrices {
-            let numbers = matrix
-                .f_to_kind(Kind::Double)
-                .and_then(|matrix| matrix.f_contiguous()?.f_view([-1]))
-                .and_then(Vec::<f64>::try_from)
-                .map_err(Error::torch("reading a matrix"))?;
-            let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+            let (dtype, bytes) = numbers(matrix).map_err(Error::torch("reading a matrix"))?;
             let shape = matrix.size();
             let shape = shape.iter().map(|size| usize::try_from(*size).unwrap_or(0));
-            tensors.push((name.as_str(), shape.collect::<Vec<_>>(), bytes));
+            tensors.push((name.as_str(), dtype, shape.collect::<Vec<_>>(), bytes));
         }
         tensors.sort_by(|one, other| one.0.cmp(other.0));
         let parts = tensors
             .iter()
-            .map(|(name, shape, bytes)| (*name, shape.as_slice(), &**bytes));
+            .map(|(name, _, shape, bytes)| (*name, shape.as_slice(), &**bytes));
         let digest = digest(&self.about, parts);
         self.about.insert("digest".to_owned(), hex(&digest));
-        let views = tensors.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F64, shape.clone(), bytes);
+        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes);
             Ok((*name, view.map_err(|error| damaged(&error))?))
         });
         let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_>>()?;
@@ -86,11 +81,13 @@ impl Kept {
             return Err("its digest does not match".to_owned());
         }
         let matrices = views.iter().map(|(name, view)| {
-            if view.dtype() != Dtype::F64 {
-                return Err(format!("{name} is {:?} instead of F64", view.dtype()));
-            }
+            let kind = match view.dtype() {
+                Dtype::F64 => Kind::Double,
+                Dtype::F32 => Kind::Float,
+                other => return Err(format!("{name} is {other:?} instead of F64 or F32")),
+            };
             let shape: Vec<i64> = view.shape().iter().map(|size| index(*size)).collect();
-            let tensor = Tensor::f_from_data_size(view.data(), &shape, Kind::Double);
+            let tensor = Tensor::f_from_data_size(view.data(), &shape, kind);
             Ok((
                 (*name).to_owned(),
                 tensor.map_err(|error| error.to_string())?,
@@ -106,6 +103,23 @@ impl Kept {
     pub(crate) fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.about.get(name)?.parse().ok()
     }
+}
+
+/// Row-major; what is not f32 as f64.
+fn numbers(matrix: &Tensor) -> std::result::Result<(Dtype, Vec<u8>), tch::TchError> {
+    let flat = matrix.f_contiguous()?.f_view([-1])?;
+    Ok(match matrix.kind() {
+        Kind::Float => {
+            let numbers = Vec::<f32>::try_from(flat)?;
+            let bytes = numbers.iter().flat_map(|n| n.to_le_bytes());
+            (Dtype::F32, bytes.collect())
+        }
+        _ => {
+            let numbers = Vec::<f64>::try_from(flat.f_to_kind(Kind::Double)?)?;
+            let bytes = numbers.iter().flat_map(|n| n.to_le_bytes());
+            (Dtype::F64, bytes.collect())
+        }
+    })
 }
 
 fn digest<'a>(

@@ -4,11 +4,13 @@
 //! low-rank changes of a few down-projections (`joint`, `solve`), what that does is measured (`evaluate`), and only then
 //! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
 
+mod ascent;
 mod batch;
 mod bundle;
 mod calendar;
 mod context;
 mod corpus;
+mod crew;
 #[cfg(test)]
 mod damage;
 mod desk;
@@ -23,7 +25,6 @@ mod figures;
 mod fuzz;
 mod joint;
 mod kept;
-mod key;
 mod ledger;
 mod locate;
 mod moment;

@@ -4,19 +4,20 @@
 //! follows the MLP, to the down-projection's output, through that norm. Adam on
 //! `mean NLL(target) + kl · KL(base ‖ edited at "{subject} is a") + decay · ‖δ‖/‖h‖²`, with ‖δ‖ ≤ clamp · ‖h‖ after each
 //! step; the end is every token of the target winning by the margin in every context. A step may ask some of the contexts
-//! only, in turn. Always on the base weights, so
-//! that z does not depend on what else was edited.
+//! only, in turn. Always on the base weights, so that z does not depend on what else was edited.
 //!
-//! Several facts are sought in one forward, each with its own δ; one that has found its z leaves the batch. Their
-//! rows see nothing of each other: what a fact's z is depends on its company by rounding only.
+//! Several facts are sought in one forward, each with its own δ; one that has found its z leaves the batch. Several such
+//! groups are sought at once (`crew`). Rows see nothing of each other: what a fact's z is depends on its company by
+//! rounding only.
 
 mod adam;
 mod bench;
 
 use addenda_model::Transformer;
 
+use crate::crew;
 use crate::error::{Error, Result};
-use crate::pace::{Pace, Phase, Progress};
+use crate::pace::{Pace, Phase};
 use crate::rows::{floats, index};
 use crate::settings::{SolveSettings, ValueSettings};
 use crate::subject::PromptTokens;
@@ -71,7 +72,7 @@ impl Problem<'_> {
     }
 }
 
-/// Seeks the z of every problem; an error is that problem's alone.
+/// Seeks the z of every problem, some groups of them at once; an error is that problem's alone.
 pub(crate) fn seek(
     model: &Transformer,
     problems: &[Problem<'_>],
@@ -79,76 +80,81 @@ pub(crate) fn seek(
     settings: &ValueSettings,
     pace: &mut Pace<'_>,
 ) -> Result<Vec<Result<Sought>>> {
-    let mut found: Vec<Option<Result<Sought>>> = problems.iter().map(|_| None).collect();
-    let groups = groups(problems, model.config().vocab_size);
-    let total = (groups.len() * settings.steps) as u64;
-    for (number, group) in groups.iter().enumerate() {
+    let at_once = crew::size(model, problems.len());
+    let groups = groups(problems, model.config().vocab_size, at_once);
+    let steps = (Phase::Value, settings.steps as u64);
+    let of_groups = crew::share(model, &groups, steps, pace, |model, group, rest| {
         let members: Vec<&Problem<'_>> = group.iter().filter_map(|at| problems.get(*at)).collect();
-        let mut bench = Bench::set_up(model, &members, solve)?;
-        let mut delta =
-            Adam::new(&bench.states, settings.learning_rate).map_err(Error::torch(ACTION))?;
-        let mut left = group.clone();
-        let mut rota = Rota::of(&members, settings);
-        for step in 0..=settings.steps {
-            pace(Progress {
-                phase: Phase::Value,
-                done: (number * settings.steps + step) as u64,
-                total,
-            })?;
-            let last = step == settings.steps;
-            let taken = if last {
-                None
-            } else {
-                let taken = match rota.turn(step) {
-                    None => tch::with_grad(|| bench.step(&delta.value, settings.kl))?,
-                    Some(turn) => {
-                        let part = bench.part(&turn)?;
-                        tch::with_grad(|| part.step(&delta.value, settings.kl))?
-                    }
-                };
-                rota.note(step, &taken.margins);
-                Some(taken)
-            };
-            let ends = |row: usize| taken.is_none() || rota.margin(row) >= settings.margin;
-            let (done, rest): (Vec<usize>, Vec<usize>) =
-                (0..left.len()).partition(|row| ends(*row));
-            for row in done {
-                let sought = sought(&bench, &delta, row, step)?;
-                if let Some(slot) = left.get(row).and_then(|at| found.get_mut(*at)) {
-                    *slot = Some(sought);
+        seek_together(model, &members, solve, settings, rest)
+    })?;
+    let places = groups.iter().flatten().copied();
+    let mut found: Vec<_> = places.zip(of_groups.into_iter().flatten()).collect();
+    found.sort_by_key(|(place, _)| *place);
+    Ok(found.into_iter().map(|(_, sought)| sought).collect())
+}
+
+/// Seeks the z of problems in one forward a step.
+fn seek_together(
+    model: &Transformer,
+    problems: &[&Problem<'_>],
+    solve: &SolveSettings,
+    settings: &ValueSettings,
+    rest: &mut crew::Rest<'_>,
+) -> Result<Vec<Result<Sought>>> {
+    let nothing = || Err(Error::NotFinite("the wanted state"));
+    let mut found: Vec<Result<Sought>> = problems.iter().map(|_| nothing()).collect();
+    let mut bench = Bench::set_up(model, problems, solve)?;
+    let mut delta =
+        Adam::new(&bench.states, settings.learning_rate).map_err(Error::torch(ACTION))?;
+    let mut left: Vec<usize> = (0..problems.len()).collect();
+    let mut rota = Rota::of(problems, settings);
+    for step in 0..=settings.steps {
+        let taken = if step == settings.steps {
+            None
+        } else {
+            rest()?;
+            let taken = match rota.turn(step) {
+                None => tch::with_grad(|| bench.step(&delta.value, settings.kl))?,
+                Some(turn) => {
+                    let part = bench.part(&turn)?;
+                    tch::with_grad(|| part.step(&delta.value, settings.kl))?
                 }
-            }
-            let Some(taken) = taken.filter(|_| !rest.is_empty()) else {
-                break;
             };
-            let mut gradient = taken.gradient;
-            if rest.len() < left.len() {
-                let rows: Vec<i64> = rest.iter().map(|row| index(*row)).collect();
-                left = rest
-                    .iter()
-                    .filter_map(|row| left.get(*row).copied())
-                    .collect();
-                bench.keep(&rest)?;
-                rota.keep(&rest);
-                gradient = tch::Tensor::f_from_slice(&rows)
-                    .and_then(|rows| rows.f_to_device(gradient.device()))
-                    .and_then(|rows| {
-                        delta.keep(&rows)?;
-                        gradient.f_index_select(0, &rows)
-                    })
-                    .map_err(Error::torch(ACTION))?;
+            rota.note(step, &taken.margins);
+            Some(taken)
+        };
+        let ends = |row: usize| taken.is_none() || rota.margin(row) >= settings.margin;
+        let (done, going): (Vec<usize>, Vec<usize>) = (0..left.len()).partition(|row| ends(*row));
+        for row in done {
+            let sought = sought(&bench, &delta, row, step)?;
+            if let Some(slot) = left.get(row).and_then(|at| found.get_mut(*at)) {
+                *slot = sought;
             }
-            delta
-                .descend(&gradient, settings.decay)
-                .and_then(|()| delta.clamp(settings.clamp))
+        }
+        let Some(taken) = taken.filter(|_| !going.is_empty()) else {
+            break;
+        };
+        let mut gradient = taken.gradient;
+        if going.len() < left.len() {
+            let rows: Vec<i64> = going.iter().map(|row| index(*row)).collect();
+            let stay = going.iter().filter_map(|row| left.get(*row).copied());
+            left = stay.collect();
+            bench.keep(&going)?;
+            rota.keep(&going);
+            gradient = tch::Tensor::f_from_slice(&rows)
+                .and_then(|rows| rows.f_to_device(gradient.device()))
+                .and_then(|rows| {
+                    delta.keep(&rows)?;
+                    gradient.f_index_select(0, &rows)
+                })
                 .map_err(Error::torch(ACTION))?;
         }
+        delta
+            .descend(&gradient, settings.decay)
+            .and_then(|()| delta.clamp(settings.clamp))
+            .map_err(Error::torch(ACTION))?;
     }
-    let nothing = || Err(Error::NotFinite("the wanted state"));
-    Ok(found
-        .into_iter()
-        .map(|sought| sought.unwrap_or_else(nothing))
-        .collect())
+    Ok(found)
 }
 
 /// Whose turn it is: the bare prompt is asked at each step, and of its contexts some, in turn. Each step's gradient is
@@ -210,20 +216,27 @@ impl Rota {
     }
 }
 
-/// Which problems go together: those whose ends are about equally long.
-fn groups(problems: &[Problem<'_>], vocabulary: usize) -> Vec<Vec<usize>> {
+/// Which problems go together: those whose ends are about equally long, in groups of about as much work, as many as
+/// `at_once` can share evenly.
+fn groups(problems: &[Problem<'_>], vocabulary: usize, at_once: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<(usize, &Problem<'_>)> = problems.iter().enumerate().collect();
     order.sort_by_key(|(_, problem)| problem.end());
+    let tokens = |problem: &Problem<'_>| problem.rows() * problem.end();
+    let all: usize = problems.iter().map(tokens).sum();
+    let share = all / all.div_ceil(TOKENS).next_multiple_of(at_once).max(1);
     let mut groups: Vec<Vec<usize>> = Vec::new();
-    let (mut rows, mut places) = (0, 0);
+    let (mut filled, mut places) = (0, 0);
     for (at, problem) in order {
-        rows += problem.rows();
+        let own = tokens(problem);
         places += problem.places();
-        let full = rows * problem.end() > TOKENS || places.saturating_mul(vocabulary) > LOGITS;
+        let full = filled + own / 2 > share || places.saturating_mul(vocabulary) > LOGITS;
         match groups.last_mut().filter(|_| !full) {
-            Some(group) => group.push(at),
+            Some(group) => {
+                filled += own;
+                group.push(at);
+            }
             None => {
-                (rows, places) = (problem.rows(), problem.places());
+                (filled, places) = (own, problem.places());
                 groups.push(vec![at]);
             }
         }

@@ -19,7 +19,7 @@ mod wide;
 
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
-use crate::tensor::{NoGrad, elements, int};
+use crate::tensor::{NoGrad, elements, int, threads};
 use crate::transformer::{Input, Transformer};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
@@ -281,8 +281,7 @@ impl Transformer {
         if let Some(team) = self.team.get() {
             return Ok(team);
         }
-        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
-        let team = Team::new(threads.max(1))?;
+        let team = Team::new(threads())?;
         Ok(self.team.get_or_init(|| team))
     }
 }

@@ -25,9 +25,15 @@ impl Default for NoGrad {
     }
 }
 
-/// Sets how many threads libtorch computes with. To be called once, before any computing.
+/// Sets how many threads libtorch computes with on behalf of this thread, and of those that begin to compute later.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// How many threads libtorch computes with on behalf of this thread.
+#[must_use]
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).map_or(1, |threads| threads.max(1))
 }
 
 /// Bytes that one element of `kind` takes.

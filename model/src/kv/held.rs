@@ -1,11 +1,11 @@
 //! How many bytes of memory contexts hold, all of a model's together.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A count of bytes. Its clones count together.
 #[derive(Clone, Default)]
-pub(crate) struct Held(Rc<Cell<usize>>);
+pub(crate) struct Held(Arc<AtomicUsize>);
 
 /// One holder's part of the count, which ends with it.
 pub(crate) struct Share {
@@ -15,7 +15,7 @@ pub(crate) struct Share {
 
 impl Held {
     pub(crate) fn bytes(&self) -> usize {
-        self.0.get()
+        self.0.load(Ordering::Relaxed)
     }
 
     pub(crate) fn share(&self, bytes: usize) -> Share {
@@ -35,8 +35,8 @@ impl Share {
 
     /// Holds so many bytes from now on.
     pub(crate) fn set(&mut self, bytes: usize) {
-        let all = &self.all.0;
-        all.set(all.get() - self.bytes + bytes);
+        self.all.0.fetch_add(bytes, Ordering::Relaxed);
+        self.all.0.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = bytes;
     }
 }

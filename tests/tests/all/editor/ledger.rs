@@ -1,7 +1,7 @@
 //! What the ledger promises: restarts, other models, torn tails and damage, kills, and ledgers of older programs.
 
-use super::{Bench, fact, go_on, lenient, options, some_facts, tiny_model, tokenizer};
-use addenda_editor::{Editor, Error, FactId, FactState, Phase};
+use super::{Bench, assert_near, fact, go_on, lenient, options, some_facts, tiny_model, tokenizer};
+use addenda_editor::{Editor, Error, FactId, FactState, Phase, Progress};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,23 +34,65 @@ fn a_restart_brings_the_facts_and_the_same_weights_back_without_optimising() {
             assert!(apart <= 1e-5, "{apart:e}");
         }
     }
-    let mut phases = Vec::new();
-    let mut model = tiny_model();
-    let settings = lenient(&model);
-    Editor::open(
-        options(dir.path(), settings),
-        &mut model,
-        &tokenizer(),
-        &mut |progress| {
-            phases.push(progress.phase);
-            Ok(())
-        },
-    )
-    .unwrap();
+    let (_, phases) = phases_of_a_start(dir.path());
+    let long = [Phase::Value, Phase::Moment, Phase::Keys];
     assert!(
-        !phases.contains(&Phase::Value) && !phases.contains(&Phase::Moment),
+        !phases.iter().any(|phase| long.contains(phase)),
         "{phases:?}"
     );
+}
+
+/// What a start is busy with, and the editor that it ends in.
+fn phases_of_a_start(dir: &Path) -> (Bench, Vec<Phase>) {
+    let mut phases = Vec::new();
+    let (mut model, tokenizer) = (tiny_model(), tokenizer());
+    let settings = lenient(&model);
+    let mut pace = |progress: Progress| {
+        phases.push(progress.phase);
+        Ok(())
+    };
+    let editor = Editor::open(options(dir, settings), &mut model, &tokenizer, &mut pace);
+    let bench = Bench {
+        dir: dir.to_owned(),
+        model,
+        tokenizer,
+        editor: editor.unwrap(),
+    };
+    (bench, phases)
+}
+
+#[test]
+fn keys_that_were_lost_or_damaged_are_measured_again_and_those_of_retired_facts_do_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = Bench::open(dir.path());
+    let ids: Vec<FactId> = (some_facts().into_iter())
+        .map(|fact| bench.add(fact))
+        .collect();
+    let keys = || -> Vec<PathBuf> {
+        let files = std::fs::read_dir(dir.path().join("ledger/keys")).unwrap();
+        files.map(|file| file.unwrap().path()).collect()
+    };
+    assert_eq!(keys().len(), 3);
+    bench.retire(ids[1]);
+    assert_eq!(keys().len(), 2);
+    let deltas = bench.deltas();
+    drop(bench);
+    for spoil in [
+        |path: &Path| std::fs::remove_file(path).unwrap(),
+        |path: &Path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            *bytes.last_mut().unwrap() ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        },
+    ] {
+        spoil(&keys()[0]);
+        let (bench, phases) = phases_of_a_start(dir.path());
+        assert!(phases.contains(&Phase::Keys), "{phases:?}");
+        assert_near(&bench.deltas(), &deltas);
+        assert_eq!(keys().len(), 2);
+    }
+    let (_, phases) = phases_of_a_start(dir.path());
+    assert!(!phases.contains(&Phase::Keys), "{phases:?}");
 }
 
 #[test]
@@ -241,7 +283,7 @@ fn a_ledger_that_an_older_program_wrote_is_still_read() {
     let revision = blake3::Hash::from_bytes(bench.editor.revision()).to_hex();
     assert_eq!(
         revision.as_str(),
-        "2f2f48a96ec997fb799fa9def1324b43c12e6ba7b653d7e6ae4b9b468c4593dd",
+        "d0fb6deafc1505bb1f68ded385175c82b3c9656d410cdc0dedfabbdb83cacd13",
         "packets made under these weights are still found"
     );
 }
