@@ -2,7 +2,7 @@
 //!
 //! libtorch parts each operation among its threads and waits for the slowest; on a few dozen tokens at a time that
 //! takes most of what it gains. So threads are parted among pieces instead: the calling thread and its helpers take one
-//! piece after another, each with its share of the threads, all on the same weights. While the calling thread serves
+//! piece after another, each with its share of the threads and handles of its own on the weights. While the calling thread serves
 //! others, helpers end the step they are in and wait. Invariant: which piece is worked out by whom, and beside which
 //! other, changes nothing in its result but what the number of threads does to rounding.
 
@@ -23,74 +23,80 @@ const MOST: usize = 4;
 /// To be called between the small steps of a piece; an error stops it.
 pub(crate) type Rest<'a> = dyn FnMut() -> Result<()> + 'a;
 
-/// How many of `pieces` are worked on at once.
-pub(crate) fn size(model: &Transformer, pieces: usize) -> usize {
-    let spare = match model.device().is_cuda() {
-        true => 1,
-        false => threads(),
-    };
-    spare.min(MOST).min(pieces).max(1)
+/// The calling thread and its helpers, each with an `M` of its own.
+pub(crate) struct Crew<M> {
+    own: M,
+    helpers: Vec<M>,
 }
 
-/// Works out every piece, each in `steps` small steps at most; gives the results in the pieces' order. `work` is handed
-/// the base of `model`, nothing edited, in its dtype.
-///
-/// # Errors
-/// The first that `work` or `pace` gave; the others are stopped then.
-pub(crate) fn share<P: Sync, T: Send>(
-    model: &Transformer,
-    pieces: &[P],
-    (phase, steps): (Phase, u64),
-    pace: &mut Pace<'_>,
-    work: impl Fn(&Transformer, &P, &mut Rest<'_>) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    // A copy in the same dtype shares the weights; it is there because one object is not for two threads.
-    let copies = (1..size(model, pieces.len())).map(|_| model.base_in_kind(model.kind()));
-    let copies = copies.collect::<std::result::Result<Vec<_>, _>>()?;
-    share_among((model, copies), pieces, (phase, steps), pace, work)
-}
+impl<M: Send> Crew<M> {
+    /// As many as can work on so many pieces at once: on a CPU, where small operations leave threads idle.
+    pub(crate) fn of(
+        model: &Transformer,
+        pieces: usize,
+        equip: impl Fn() -> Result<M>,
+    ) -> Result<Self> {
+        let spare = match model.device().is_cuda() {
+            true => 1,
+            false => threads(),
+        };
+        let helpers = 1..spare.min(MOST).min(pieces).max(1);
+        Ok(Self {
+            own: equip()?,
+            helpers: helpers.map(|_| equip()).collect::<Result<_>>()?,
+        })
+    }
 
-/// As [`share`], with a helper for each of the `copies`.
-fn share_among<M: Send, P: Sync, T: Send>(
-    (own, copies): (&M, Vec<M>),
-    pieces: &[P],
-    (phase, steps): (Phase, u64),
-    pace: &mut Pace<'_>,
-    work: impl Fn(&M, &P, &mut Rest<'_>) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    let (all, workers) = (threads(), copies.len() + 1);
-    let each = (all / workers).max(1);
-    let board = &Board::new(pieces.len(), steps, workers);
-    let work = &work;
-    let _back = Threads(all);
-    let outcomes = thread::scope(|scope| {
-        let help = |copy: M| {
-            scope.spawn(move || {
-                set_threads(each);
-                let piece = |piece: &P, rest: &mut Rest<'_>| work(&copy, piece, rest);
-                board.work(pieces, piece, &mut || {
-                    board.let_serve();
-                    Ok(())
+    /// How many pieces are worked on at once.
+    pub(crate) fn size(&self) -> usize {
+        1 + self.helpers.len()
+    }
+
+    /// Works out every piece, each in `steps` small steps at most; gives the results in the pieces' order.
+    ///
+    /// # Errors
+    /// The first that `work` or `pace` gave; the others are stopped then.
+    pub(crate) fn share<P: Sync, T: Send>(
+        self,
+        pieces: &[P],
+        (phase, steps): (Phase, u64),
+        pace: &mut Pace<'_>,
+        work: impl Fn(&M, &P, &mut Rest<'_>) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let (all, workers) = (threads(), self.size());
+        let each = (all / workers).max(1);
+        let board = &Board::new(pieces.len(), steps, workers);
+        let work = &work;
+        let _back = Threads(all);
+        let outcomes = thread::scope(|scope| {
+            let help = |helper: M| {
+                scope.spawn(move || {
+                    set_threads(each);
+                    let piece = |piece: &P, rest: &mut Rest<'_>| work(&helper, piece, rest);
+                    board.work(pieces, piece, &mut || {
+                        board.let_serve();
+                        Ok(())
+                    })
                 })
-            })
-        };
-        let helpers: Vec<_> = copies.into_iter().map(help).collect();
-        set_threads(each);
-        let mut serve = || {
-            let _serving = board.serving.lock().unwrap_or_else(PoisonError::into_inner);
-            let _back = Threads(each);
-            set_threads(all);
-            pace(board.progress(phase))
-        };
-        let piece = |piece: &P, rest: &mut Rest<'_>| work(own, piece, rest);
-        let mine = board.work(pieces, piece, &mut serve);
-        let mine = mine.and_then(|mine| board.see_out(&mut serve).map(|()| mine));
-        let theirs = helpers
-            .into_iter()
-            .map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        std::iter::once(mine).chain(theirs).collect::<Vec<_>>()
-    });
-    gathered(outcomes)
+            };
+            let helpers: Vec<_> = self.helpers.into_iter().map(help).collect();
+            set_threads(each);
+            let mut serve = || {
+                let _serving = board.serving.lock().unwrap_or_else(PoisonError::into_inner);
+                let _back = Threads(each);
+                set_threads(all);
+                pace(board.progress(phase))
+            };
+            let piece = |piece: &P, rest: &mut Rest<'_>| work(&self.own, piece, rest);
+            let mine = board.work(pieces, piece, &mut serve);
+            let mine = mine.and_then(|mine| board.see_out(&mut serve).map(|()| mine));
+            let theirs = helpers
+                .into_iter()
+                .map(|helper| helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            std::iter::once(mine).chain(theirs).collect::<Vec<_>>()
+        });
+        gathered(outcomes)
+    }
 }
 
 /// The results in the pieces' order; or the error that was first, and not the word of those who were stopped by it.
@@ -241,11 +247,18 @@ mod tests {
 
     use addenda_model::tensor::threads;
 
-    use super::{Rest, share_among};
+    use super::{Crew, Rest};
     use crate::error::{Error, Result};
     use crate::pace::{Phase, Progress};
 
     const STEPS: u64 = 10;
+
+    fn two() -> Crew<()> {
+        Crew {
+            own: (),
+            helpers: vec![()],
+        }
+    }
 
     fn go_on(_: Progress) -> Result<()> {
         Ok(())
@@ -272,7 +285,7 @@ mod tests {
             Ok(())
         };
         let steps = (Phase::Value, STEPS);
-        let results = share_among((&(), vec![()]), &pieces, steps, &mut pace, work).unwrap();
+        let results = two().share(&pieces, steps, &mut pace, work).unwrap();
         assert!(results.iter().map(|(piece, _)| *piece).eq(0..50));
         let mine = |(_, id): &&(u64, _)| *id == std::thread::current().id();
         assert!((1..50).contains(&results.iter().filter(mine).count()));
@@ -294,8 +307,7 @@ mod tests {
                 }
             };
             let steps = (Phase::Value, STEPS);
-            let outcome: Result<Vec<()>> =
-                share_among((&(), vec![()]), &[0, 1], steps, &mut go_on, work);
+            let outcome: Result<Vec<()>> = two().share(&[0, 1], steps, &mut go_on, work);
             assert!(matches!(outcome, Err(Error::NotFinite("a state"))));
         }
     }
@@ -320,7 +332,7 @@ mod tests {
             }
         };
         let steps = (Phase::Value, STEPS);
-        let outcome = share_among((&(), vec![()]), &[0, 1], steps, &mut pace, work);
+        let outcome = two().share(&[0, 1], steps, &mut pace, work);
         assert!(matches!(outcome, Err(Error::Cancelled)));
         assert_eq!(asked, 3);
     }

@@ -12,7 +12,6 @@ use addenda_disk::Disk;
 use addenda_model::tokenizer::Tokenizer;
 use addenda_model::{ChatTemplate, Transformer};
 
-use crate::ascent::AscentStore;
 use crate::batch::{self, Planned, Request, Slot};
 use crate::calendar::Clock;
 use crate::corpus::Corpus;
@@ -22,11 +21,12 @@ use crate::entry::{Addition, Entry, Retirement};
 use crate::error::{Error, Result};
 use crate::fact::{Fact, FactId};
 use crate::figures::Figures;
+use crate::installed::InstalledPatches;
 use crate::joint::Solver;
 use crate::ledger::{Ledger, Opened};
 use crate::moment::MomentStore;
 use crate::pace::Pace;
-use crate::patch::Patch;
+use crate::patch::{Patch, overlay};
 use crate::plan::{Novelty, PlannedRetirement, Planner, Weights};
 use crate::register::{Added, FactRecord, LedgerEvent, Register};
 use crate::settings::{Method, Settings};
@@ -75,6 +75,7 @@ pub struct Editor {
     pub(crate) register: Register,
     pub(crate) clock: Clock,
     patches: Vec<Patch>,
+    installed: InstalledPatches,
     opening: Opening,
     snapshots: Snapshots,
 }
@@ -106,7 +107,8 @@ impl Snapshots {
 impl Editor {
     /// Opens the ledger, verifies it, and installs the active facts into `model`.
     ///
-    /// Takes seconds where facts are active, and as long as measuring second moments takes where those are gone.
+    /// Takes seconds. Where the patches that were kept are gone, it takes a solve for all active facts; and as long as
+    /// measuring second moments takes where those are gone as well.
     pub fn open(
         options: EditorOptions,
         model: &mut Transformer,
@@ -147,9 +149,7 @@ impl Editor {
             );
         }
         let store = MomentStore::new(&options.moment_dir, options.fingerprint);
-        let ascents = AscentStore::new(options.ledger_dir.join("keys"));
-        let moment = options.settings.moment.clone();
-        let solver = Solver::new(store, ascents, options.corpus, moment);
+        let solver = Solver::new(store, options.corpus, options.settings.moment.clone());
         let planner = Planner::new(options.settings, solver, options.fingerprint);
         let mut editor = Self {
             planner,
@@ -158,6 +158,7 @@ impl Editor {
             clock: Clock::default(),
             patches: Vec::new(),
             opening,
+            installed: InstalledPatches::new(&options.ledger_dir),
             snapshots: Snapshots {
                 dir: options.ledger_dir,
                 disk: options.disk,
@@ -165,20 +166,34 @@ impl Editor {
                 last: opened.from.frames,
             },
         };
-        let copies = match opening.active {
-            0 => Copies::default(),
-            _ => Copies::to_solve(model)?,
-        };
-        let weights = editor.planner.without(
-            copies.desk(model, tokenizer),
-            &editor.register,
-            &BTreeSet::new(),
-            editor.ledger.head(),
-            pace,
-        )?;
+        let weights = editor.weights_at_start(model, tokenizer, pace)?;
         editor.install(model, weights)?;
         editor.snapshots.keep(&editor.ledger, &editor.register);
         Ok(editor)
+    }
+
+    /// The weights of the active facts: as they were kept, or worked out anew from what the ledger holds.
+    fn weights_at_start(
+        &self,
+        model: &Transformer,
+        tokenizer: &Tokenizer,
+        pace: &mut Pace<'_>,
+    ) -> Result<Weights> {
+        let head = self.ledger.head();
+        if let Some(patches) = self.installed.of(self.revision(), model.config()) {
+            return Ok(Weights {
+                head,
+                overlay: overlay(model, &patches)?,
+                patches,
+            });
+        }
+        let copies = match self.register.active().len() {
+            0 => Copies::default(),
+            _ => Copies::to_solve(model)?,
+        };
+        let desk = copies.desk(model, tokenizer);
+        let none = BTreeSet::new();
+        (self.planner).without(desk, &self.register, &none, head, pace)
     }
 
     /// What was found when it was opened.
@@ -514,9 +529,7 @@ impl Editor {
     pub(crate) fn install(&mut self, model: &mut Transformer, weights: Weights) -> Result<()> {
         model.install(&weights.overlay).map_err(Error::Install)?;
         self.patches = weights.patches;
-        let active = self.register.active().iter();
-        let digests = active.map(|(id, edit)| edit.digest(*id)).collect();
-        self.planner.solver.ascents.keep_only(&digests);
+        self.installed.keep(self.revision(), &self.patches);
         Ok(())
     }
 

@@ -101,7 +101,7 @@ impl Recipe {
 impl Edit {
     /// What this edit contributes to the weights: the patch's part of the weights revision.
     pub(crate) fn digest(&self, fact: FactId) -> [u8; 32] {
-        let mut canonical = Canonical::new("addenda 2026-11 edit");
+        let mut canonical = Canonical::new("addenda 2026-01 edit");
         canonical
             .bytes(&fact.0)
             .bytes(&self.base)

@@ -1,26 +1,27 @@
 //! From a set of edits to the weights' changes: the joint solve, layer by layer.
 //!
 //! Invariant: the patches are a function of the base weights and of the *set* of edits. Edits are taken in the order
-//! of their facts' ids, whatever order they came in; each wanted state was sought on the base weights, and so were the
-//! keys and shares (`ascent`). What a layer leaves unmet of a fact is asked of those above it.
+//! of their facts' ids, whatever order they came in; each wanted state was sought on the base weights; and what is
+//! still missing at a layer is measured under the layers solved before it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use addenda_model::Transformer;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::ascent::{Ascent, AscentStore};
 use crate::corpus::Corpus;
 use crate::desk::Desk;
 use crate::entry::{Edit, Recipe};
 use crate::error::{Error, Result};
 use crate::fact::FactId;
+use crate::key::Climb;
 use crate::moment::{Moment, MomentSpec, MomentStore};
 use crate::nullspace::Projection;
 use crate::pace::{Pace, Phase, Progress};
-use crate::patch::Patch;
+use crate::patch::{Patch, overlay};
+use crate::rows::index;
 use crate::settings::{Method, MomentSettings};
 use crate::{moment, solve};
 
@@ -34,7 +35,6 @@ type FactorKey = (usize, [u8; 32], u64);
 #[derive(Debug)]
 pub(crate) struct Solver {
     store: MomentStore,
-    pub(crate) ascents: AscentStore,
     corpus: Corpus,
     settings: MomentSettings,
     factors: RefCell<HashMap<FactorKey, Rc<solve::Factor>>>,
@@ -43,15 +43,9 @@ pub(crate) struct Solver {
 }
 
 impl Solver {
-    pub(crate) fn new(
-        store: MomentStore,
-        ascents: AscentStore,
-        corpus: Corpus,
-        settings: MomentSettings,
-    ) -> Self {
+    pub(crate) fn new(store: MomentStore, corpus: Corpus, settings: MomentSettings) -> Self {
         Self {
             store,
-            ascents,
             corpus,
             settings,
             factors: RefCell::default(),
@@ -203,64 +197,62 @@ impl Solver {
         edits: &BTreeMap<FactId, &Edit>,
         pace: &mut Pace<'_>,
     ) -> Result<Vec<Patch>> {
-        let mut groups: BTreeMap<[u8; 32], Vec<([u8; 32], &Edit)>> = BTreeMap::new();
-        for (id, edit) in edits {
-            let group = groups.entry(edit.recipe.digest()).or_default();
-            group.push((edit.digest(*id), edit));
+        let mut groups: BTreeMap<[u8; 32], Vec<&Edit>> = BTreeMap::new();
+        for edit in edits.values() {
+            groups.entry(edit.recipe.digest()).or_default().push(edit);
         }
-        let recipes = || {
-            let firsts = groups.values().filter_map(|group| group.first());
-            firsts.map(|(_, edit)| &edit.recipe)
-        };
-        let total = recipes()
-            .map(|recipe| recipe.solve.layers.len() as u64)
+        let total = groups
+            .values()
+            .filter_map(|group| group.first())
+            .map(|edit| edit.recipe.solve.layers.len() as u64)
             .sum();
         let mut patches = Vec::new();
-        for (group, recipe) in groups.values().zip(recipes()) {
+        for group in groups.values() {
+            let Some(recipe) = group.first().map(|edit| &edit.recipe) else {
+                continue;
+            };
             self.prepare(desk, recipe, pace)?;
-            let ascents = self.ascents.of(desk.study, group, &recipe.solve, pace)?;
-            self.climb(desk, recipe, &ascents, &mut patches, (total, pace))?;
+            self.climb(desk, recipe, group, &mut patches, (total, pace))?;
         }
         Ok(patches)
     }
 
-    /// One recipe's patches, layer by layer: each takes its share, and its part of what those below left unmet.
+    /// One recipe's patches, layer by layer: each takes its share of what is still missing under those before it.
     fn climb(
         &self,
         desk: Desk<'_>,
         recipe: &Recipe,
-        ascents: &[Rc<Ascent>],
+        group: &[&Edit],
         patches: &mut Vec<Patch>,
         (total, pace): (u64, &mut Pace<'_>),
     ) -> Result<()> {
-        let action = "adding up what layers bring";
-        let layers = &recipe.solve.layers;
-        let mut unmet: Option<Tensor> = None;
+        let (study, layers) = (desk.study, &recipe.solve.layers);
+        let mut under = overlay(study, patches)?;
+        let mut climb = Climb::begin(study, &under, group, &recipe.solve, pace)?;
+        let wanted = wanted(group).map_err(Error::torch("comparing states"))?;
         for (done, layer) in layers.iter().enumerate() {
             pace(Progress {
                 phase: Phase::Solve,
                 done: patches.len() as u64,
                 total,
             })?;
-            let (keys, share) = Ascent::columns(ascents, done).map_err(Error::torch(action))?;
-            let wanted = match &unmet {
-                None => share.shallow_clone(),
-                Some(unmet) => &share + unmet / (layers.len() - done) as f64,
-            };
-            let (solution, condition) = self.solve(desk.model, recipe, *layer, &keys, &wanted)?;
+            let standing = climb.measure(*layer, &under, pace)?;
+            let share = 1.0 / (layers.len() - done) as f64;
+            let missing = (&wanted - &standing.states) * share;
+            let (solution, condition) =
+                self.solve(desk.model, recipe, *layer, &standing.keys, &missing)?;
             tracing::debug!(
                 layer,
-                facts = ascents.len(),
+                facts = group.len(),
                 unmet = solution.unmet,
                 condition,
                 "solved"
             );
-            let brought = solution.change_of(&keys).map_err(Error::torch(action))?;
-            unmet = Some(match unmet {
-                None => share - brought,
-                Some(unmet) => unmet + share - brought,
-            });
             patches.push(Patch::new(*layer, &solution, condition)?);
+            if let Some(next) = layers.get(done + 1) {
+                under = overlay(study, patches)?;
+                climb.rise(*layer, *next, &under, pace)?;
+            }
         }
         Ok(())
     }
@@ -292,4 +284,17 @@ impl Solver {
             }
         }
     }
+}
+
+/// Z, f64 `[d, m]`.
+fn wanted(group: &[&Edit]) -> std::result::Result<Tensor, tch::TchError> {
+    let flat: Vec<f32> = group
+        .iter()
+        .flat_map(|edit| edit.z.iter().copied())
+        .collect();
+    Tensor::f_from_slice(&flat)?
+        .f_reshape([index(group.len()), -1])?
+        .f_tr()?
+        .f_to_kind(Kind::Double)?
+        .f_contiguous()
 }

@@ -4,7 +4,6 @@
 //! low-rank changes of a few down-projections (`joint`, `solve`), what that does is measured (`evaluate`), and only then
 //! it is written to the ledger and installed ([`Editor`]). Knows neither the store of packets nor gRPC.
 
-mod ascent;
 mod batch;
 mod bundle;
 mod calendar;
@@ -23,8 +22,10 @@ mod fact;
 mod figures;
 #[cfg(test)]
 mod fuzz;
+mod installed;
 mod joint;
 mod kept;
+mod key;
 mod ledger;
 mod locate;
 mod moment;

@@ -30,7 +30,7 @@ pub enum Phase {
     Contexts,
     /// Seeking the wanted state; units are optimiser steps.
     Value,
-    /// Measuring keys for the solve; units are facts.
+    /// Measuring keys for the solve; units are forward passes.
     Keys,
     /// Solving for the weights; units are layers.
     Solve,

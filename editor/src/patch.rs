@@ -45,6 +45,21 @@ impl Patch {
         })
     }
 
+    /// From its factors, and from what [`Self::unmet`] and [`Self::condition`] said, as they were kept.
+    pub(crate) fn restored(
+        layer: usize,
+        (left, right): (Tensor, Tensor),
+        (unmet, condition): (f64, f64),
+    ) -> Self {
+        Self {
+            layer,
+            left,
+            right,
+            unmet,
+            condition,
+        }
+    }
+
     /// What it is made of. Every patch that is installed is made of facts, so far.
     #[must_use]
     pub fn kind(&self) -> PatchKind {

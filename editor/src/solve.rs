@@ -37,13 +37,6 @@ pub(crate) struct Solution {
     pub(crate) condition: f64,
 }
 
-impl Solution {
-    /// ΔW K, f64 `[d, n]`.
-    pub(crate) fn change_of(&self, keys: &Tensor) -> std::result::Result<Tensor, tch::TchError> {
-        self.left.f_matmul(&self.right.f_tr()?.f_matmul(keys)?)
-    }
-}
-
 /// Ridges tried in turn, relative to the mean of C's diagonal: a text with fewer tokens than C has rows gives a C
 /// without full rank.
 const RIDGES: [f64; 5] = [0.0, 1e-10, 1e-8, 1e-6, 1e-4];

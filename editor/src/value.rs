@@ -15,7 +15,7 @@ mod bench;
 
 use addenda_model::Transformer;
 
-use crate::crew;
+use crate::crew::{Crew, Rest};
 use crate::error::{Error, Result};
 use crate::pace::{Pace, Phase};
 use crate::rows::{floats, index};
@@ -80,10 +80,12 @@ pub(crate) fn seek(
     settings: &ValueSettings,
     pace: &mut Pace<'_>,
 ) -> Result<Vec<Result<Sought>>> {
-    let at_once = crew::size(model, problems.len());
-    let groups = groups(problems, model.config().vocab_size, at_once);
+    let crew = Crew::of(model, problems.len(), || {
+        Ok(model.base_in_kind(model.kind())?)
+    })?;
+    let groups = groups(problems, model.config().vocab_size, crew.size());
     let steps = (Phase::Value, settings.steps as u64);
-    let of_groups = crew::share(model, &groups, steps, pace, |model, group, rest| {
+    let of_groups = crew.share(&groups, steps, pace, |model, group, rest| {
         let members: Vec<&Problem<'_>> = group.iter().filter_map(|at| problems.get(*at)).collect();
         seek_together(model, &members, solve, settings, rest)
     })?;
@@ -99,7 +101,7 @@ fn seek_together(
     problems: &[&Problem<'_>],
     solve: &SolveSettings,
     settings: &ValueSettings,
-    rest: &mut crew::Rest<'_>,
+    rest: &mut Rest<'_>,
 ) -> Result<Vec<Result<Sought>>> {
     let nothing = || Err(Error::NotFinite("the wanted state"));
     let mut found: Vec<Result<Sought>> = problems.iter().map(|_| nothing()).collect();

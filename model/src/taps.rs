@@ -211,6 +211,17 @@ impl Overlay {
         Self::default()
     }
 
+    /// Another handle on the same matrices: one is not for two threads.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        let matrices = self.matrices.iter();
+        Self {
+            matrices: matrices
+                .map(|(layer, own)| (*layer, own.shallow_clone()))
+                .collect(),
+        }
+    }
+
     /// The layers that are edited, in order.
     pub fn layers(&self) -> impl Iterator<Item = usize> + '_ {
         self.matrices.keys().copied()

@@ -8,8 +8,8 @@ use addenda_model::{Action, Beginnings, Overlay, Pass, Site, Tap, Transformer};
 use tch::{Kind, Tensor};
 
 use super::{ACTION, Problem};
-use crate::ascent::state_site;
 use crate::error::{Error, Result};
+use crate::key::state_site;
 use crate::rows::{index, padded, pick};
 use crate::settings::{Place, SolveSettings};
 use crate::subject::PromptTokens;

@@ -1,7 +1,7 @@
 //! The weights are a function of the set of active facts: of neither the order in which they came nor of those that left.
 
 use super::{Bench, asked, assert_near, fact, go_on, some_facts};
-use addenda_editor::{Action, Fact, FactId, FactState, Method, Pace, Phase, Progress, Request};
+use addenda_editor::{Action, Fact, FactId, FactState, Method, Request};
 
 /// Fifty facts about as many people.
 fn fifty_facts() -> Vec<Fact> {
@@ -52,49 +52,6 @@ fn the_order_in_which_facts_come_does_not_change_the_weights() {
     half.add_all(&fifty_facts()[25..]);
     first.retire_all(&fifty_facts()[..25]);
     assert_near(&first.deltas(), &half.deltas());
-}
-
-#[test]
-fn a_fact_that_comes_or_goes_costs_no_forward_over_the_others() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut bench = Bench::open(dir.path());
-    let mut facts = fifty_facts();
-    let last = facts.pop().unwrap();
-    bench.add_all(&facts);
-    let prompts = |bench: &mut Bench, work: &mut dyn FnMut(&mut Bench, &mut Pace<'_>)| {
-        let mut most = 0;
-        work(bench, &mut |progress: Progress| {
-            if progress.phase == Phase::Keys {
-                most = most.max(progress.total);
-            }
-            Ok(())
-        });
-        most
-    };
-    let id = last.id();
-    let added = prompts(&mut bench, &mut |bench, pace| {
-        let Bench {
-            editor,
-            model,
-            tokenizer,
-            ..
-        } = bench;
-        editor
-            .add(model, tokenizer, asked(last.clone(), ""), pace)
-            .unwrap();
-    });
-    // The bare prompt and two contexts.
-    assert_eq!(added, 3);
-    let retired = prompts(&mut bench, &mut |bench, pace| {
-        let Bench {
-            editor,
-            model,
-            tokenizer,
-            ..
-        } = bench;
-        editor.retire(model, tokenizer, id, pace).unwrap();
-    });
-    assert_eq!(retired, 0);
 }
 
 #[test]

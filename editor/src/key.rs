@@ -1,121 +1,47 @@
-//! What a fact asks of each edited layer: its key there, and its share of what is missing of z.
-//!
-//! A key is the down-projection's input at the subject's last token. The fact goes up through the layers alone, on the
-//! base weights, and each edited layer adds its share of what then is missing wholly, before the next one's key is read.
-//! So keys and shares are constants of the fact: they are measured once, and a solve for any set of facts is linear
-//! algebra. (Meng et al. 2023 measure the keys of a batch under the layers solved before. Among many facts that costs a
-//! forward over all of them for each that comes or goes.)
+//! Keys and present states of facts: the down-projection's input at one layer, and the state that is to become z,
+//! both at the subject's last token of the bare prompt, under the edits made so far.
 //!
 //! A fact's key is half the bare prompt's own and half the mean of those in its contexts (Meng et al. 2023), where the
 //! recipe takes keys from contexts. The bare prompt's alone misses what the subject looks like in the middle of a text:
 //! often its first word is another token there, without the blank. What stands behind the subject changes nothing before
-//! it, so prompts end there; what they begin with alike, a context, is computed once for many. Invariant: the columns are
-//! in the edits' order.
-
-mod store;
+//! it, so prompts end there; what they begin with alike, a context, is computed once for many; and what leaves the layers
+//! below is kept, so that a layer's turn costs the edited layers only. Prompts of about one length go together, and
+//! several such parts at once (`crew`). Invariant: the columns are in the edits' order.
 
 use std::ops::RangeInclusive;
-use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use addenda_model::tensor::NoGrad;
 use addenda_model::{Action, Overlay, Pass, Site, Tap, Transformer};
 use tch::{Kind, Tensor};
 
+use crate::crew::Crew;
 use crate::entry::Edit;
 use crate::error::{Error, Result};
-use crate::pace::{Pace, Phase, Progress};
+use crate::pace::{Pace, Phase};
 use crate::rows::{doubles, index, padded};
 use crate::settings::{Place, SolveSettings};
-pub(crate) use store::AscentStore;
-
-type Torch<T> = std::result::Result<T, tch::TchError>;
 
 /// Tokens of one forward, about.
 const TOKENS: usize = 512;
 const ACTION: &str = "reading keys";
 
-/// What one fact asks of the edited layers, one row each from the lowest up.
+/// What stands at the subjects' last tokens; f64 on the CPU.
 #[derive(Debug)]
-pub(crate) struct Ascent {
-    /// f32 `[L, f]`.
+pub(crate) struct Standing {
+    /// `[f, m]`.
     pub(crate) keys: Tensor,
-    /// f32 `[L, d]`.
-    pub(crate) shares: Tensor,
-}
-
-impl Ascent {
-    /// The keys, f64 `[f, m]`, and shares, f64 `[d, m]`, of facts at one of their layers, counted from the lowest.
-    pub(crate) fn columns(ascents: &[Rc<Self>], layer: usize) -> Torch<(Tensor, Tensor)> {
-        let of = |rows: fn(&Self) -> &Tensor| {
-            let at_layer = ascents.iter().map(|own| rows(own).f_get(index(layer)));
-            let columns = Tensor::f_stack(&at_layer.collect::<Torch<Vec<_>>>()?, 1)?;
-            columns.f_to_kind(Kind::Double)?.f_contiguous()
-        };
-        Ok((of(|own| &own.keys)?, of(|own| &own.shares)?))
-    }
+    /// `[d, m]`, in the bare prompts.
+    pub(crate) states: Tensor,
 }
 
 /// The share of a fact's key that is the bare prompt's own, where it has contexts.
 const BARE: f64 = 0.5;
 
-/// The ascents of edits of one recipe, on the base of `model`.
-pub(crate) fn ascents(
-    model: &Transformer,
-    edits: &[&Edit],
-    solve: &SolveSettings,
-    pace: &mut Pace<'_>,
-) -> Result<Vec<Ascent>> {
-    let _no_grad = NoGrad::new();
-    let mut climb = Climb::begin(model, edits, solve, pace)?;
-    let wanted = wanted(edits).map_err(Error::torch(ACTION))?;
-    let (mut keys, mut shares) = (Vec::new(), Vec::new());
-    for (done, layer) in solve.layers.iter().enumerate() {
-        let standing = climb.measure(*layer, pace)?;
-        let share = (&wanted - standing.states) / (solve.layers.len() - done) as f64;
-        if let Some(next) = solve.layers.get(done + 1) {
-            climb.rise(*layer, *next, &share)?;
-        }
-        keys.push(standing.keys);
-        shares.push(share);
-    }
-    // [L, width, m] to one [L, width] a fact.
-    let of_facts = |layers: &[Tensor]| -> Torch<Vec<Tensor>> {
-        let all = Tensor::f_stack(layers, 0)?.f_to_kind(Kind::Float)?;
-        let all = all.f_unbind(2)?;
-        all.iter().map(Tensor::f_contiguous).collect()
-    };
-    let keys = of_facts(&keys).map_err(Error::torch(ACTION))?;
-    let shares = of_facts(&shares).map_err(Error::torch(ACTION))?;
-    let pairs = keys.into_iter().zip(shares);
-    Ok(pairs
-        .map(|(keys, shares)| Ascent { keys, shares })
-        .collect())
-}
-
-/// Z, f64 `[d, m]`.
-fn wanted(edits: &[&Edit]) -> Torch<Tensor> {
-    let flat: Vec<f32> = (edits.iter())
-        .flat_map(|edit| edit.z.iter().copied())
-        .collect();
-    Tensor::f_from_slice(&flat)?
-        .f_reshape([index(edits.len()), -1])?
-        .f_tr()?
-        .f_to_kind(Kind::Double)?
-        .f_contiguous()
-}
-
-/// What stands at the subjects' last tokens; f64 on the CPU.
-struct Standing {
-    /// `[f, m]`.
-    keys: Tensor,
-    /// `[d, m]`, in the bare prompts.
-    states: Tensor,
-}
-
 /// Prompts of about one length, on their way up through the edited layers.
 struct Part {
     /// Places in the rows' order: the bare prompts of all edits, then their contexts, edit by edit.
-    places: Vec<usize>,
+    edits: Vec<usize>,
     /// Bare prompts go up to the last edited layer, for their states; contexts give a key and go no further.
     bare: bool,
     /// (row, token) of the subjects' last tokens, counted behind what the rows have in common.
@@ -123,7 +49,7 @@ struct Part {
     stream: Stream,
 }
 
-/// The residual stream as it enters the layer whose turn is next, or leaves it.
+/// The residual stream as it enters the layer whose turn is next.
 struct Stream {
     /// Of the tokens that all rows begin with, `[1, P, d]`; none where there are none.
     common: Option<Tensor>,
@@ -131,13 +57,12 @@ struct Stream {
     rows: Tensor,
 }
 
-/// Edits of one recipe, on their way up.
-struct Climb<'a> {
+/// The edits of one recipe, on their way up.
+pub(crate) struct Climb<'a> {
     model: &'a Transformer,
-    base: Overlay,
     last: usize,
     site: Site,
-    parts: Vec<Part>,
+    parts: Vec<Mutex<Part>>,
     facts: usize,
     /// Contexts of each edit.
     contexts: usize,
@@ -145,16 +70,14 @@ struct Climb<'a> {
 
 impl<'a> Climb<'a> {
     /// Brings the prompts to where they enter the first edited layer.
-    fn begin(
+    pub(crate) fn begin(
         model: &'a Transformer,
+        overlay: &Overlay,
         edits: &[&Edit],
         solve: &SolveSettings,
         pace: &mut Pace<'_>,
     ) -> Result<Self> {
-        let (first, base) = (
-            solve.layers.first().copied().unwrap_or_default(),
-            Overlay::base(),
-        );
+        let first = solve.layers.first().copied().unwrap_or_default();
         let bare = edits.iter().map(|edit| {
             let read = edit.prompt_ids.get(..=edit.subject_at);
             read.unwrap_or(&edit.prompt_ids)
@@ -169,26 +92,25 @@ impl<'a> Climb<'a> {
             });
             groups.push(own.collect());
         }
-        let mut parts = Vec::new();
-        let (mut done, total) = (0, groups.iter().map(Vec::len).sum::<usize>() as u64);
+        let mut parts: Vec<&[(usize, &[u32])]> = Vec::new();
         for rows in &mut groups {
             rows.sort_by_key(|(_, ids)| ids.len());
             let mut rest = rows.as_slice();
             while let Some((_, shortest)) = rest.first() {
-                pace(Progress {
-                    phase: Phase::Keys,
-                    done,
-                    total,
-                })?;
                 let count = (TOKENS / shortest.len().max(1)).clamp(1, rest.len());
                 let (own, others) = rest.split_at(count);
-                (rest, done) = (others, done + count as u64);
-                parts.push(Part::begin(model, &base, own, (edits.len(), first))?);
+                parts.push(own);
+                rest = others;
             }
         }
+        let crew = View::crew(model, overlay, parts.len())?;
+        let parts = crew.share(&parts, (Phase::Keys, 1), pace, |view, own, rest| {
+            rest()?;
+            let part = Part::begin(&view.model, &view.overlay, own, (edits.len(), first))?;
+            Ok(Mutex::new(part))
+        })?;
         Ok(Self {
             model,
-            base,
             last: solve.last_layer(),
             site: state_site(solve.place),
             parts,
@@ -197,38 +119,24 @@ impl<'a> Climb<'a> {
         })
     }
 
-    /// Goes through `layer`, whose turn it is: keys there, and present states.
-    fn measure(&mut self, layer: usize, pace: &mut Pace<'_>) -> Result<Standing> {
+    /// Keys at `layer`, whose turn it is, and present states.
+    pub(crate) fn measure(
+        &self,
+        layer: usize,
+        overlay: &Overlay,
+        pace: &mut Pace<'_>,
+    ) -> Result<Standing> {
+        let crew = View::crew(self.model, overlay, self.parts.len())?;
+        let state = (self.last, self.site);
+        let read = crew.share(&self.parts, (Phase::Keys, 1), pace, |view, part, rest| {
+            rest()?;
+            own(part).read(view, layer, state)
+        })?;
         let (mut keys, mut states, mut order) = (Vec::new(), Vec::new(), Vec::new());
-        for part in &mut self.parts {
-            pace(Progress {
-                phase: Phase::Keys,
-                done: order.len() as u64,
-                total: (self.facts * (1 + self.contexts)) as u64,
-            })?;
-            let read = |layer, site| Tap {
-                layer,
-                site,
-                at: part.at.clone(),
-                action: Action::Read,
-            };
-            let taps = [read(layer, Site::MlpKey), read(self.last, self.site)];
-            let here = part.bare && layer == self.last;
-            let mut pass =
-                Pass::new()
-                    .under(&self.base)
-                    .with_taps(if here { &taps } else { &taps[..1] });
-            part.stream = part.stream.through(self.model, layer..=layer, &mut pass)?;
-            keys.push(doubles(pass.read(0)?).map_err(Error::torch(ACTION))?);
-            if here {
-                states.push(doubles(pass.read(1)?).map_err(Error::torch(ACTION))?);
-            } else if part.bare {
-                let mut pass = Pass::new().under(&self.base).with_taps(&taps[1..]);
-                let above = layer + 1..=self.last;
-                drop(part.stream.through(self.model, above, &mut pass)?);
-                states.push(doubles(pass.read(0)?).map_err(Error::torch(ACTION))?);
-            }
-            order.extend(part.places.iter().map(|place| index(*place)));
+        for (places, of_part, in_bare) in read {
+            order.extend(places);
+            keys.push(of_part);
+            states.extend(in_bare);
         }
         let bare = order.get(..self.facts).unwrap_or(&order);
         let states = columns(&states, bare).map_err(Error::torch(ACTION))?;
@@ -237,35 +145,59 @@ impl<'a> Climb<'a> {
         Ok(Standing { keys, states })
     }
 
-    /// Adds to each fact's subject what `from` is to bring, f64 `[d, m]`, and goes on to where `to` is entered.
-    fn rise(&mut self, from: usize, to: usize, brought: &Tensor) -> Result<()> {
-        for part in &mut self.parts {
-            let (facts, contexts) = (self.facts, self.contexts.max(1));
-            let fact = |place: &usize| match place.checked_sub(facts) {
-                None => index(*place),
-                Some(of_contexts) => index(of_contexts / contexts),
-            };
-            let facts: Vec<i64> = part.places.iter().map(fact).collect();
-            let add = || part.stream.added(&part.at, &facts, brought);
-            part.stream.rows = add().map_err(Error::torch(ACTION))?;
-            if to > from + 1 {
-                let mut pass = Pass::new().under(&self.base);
-                part.stream = part
-                    .stream
-                    .through(self.model, from + 1..=to - 1, &mut pass)?;
-            }
-        }
-        Ok(())
+    /// Goes through the layers `from .. to`, which are edited by now.
+    pub(crate) fn rise(
+        &mut self,
+        from: usize,
+        to: usize,
+        overlay: &Overlay,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        let crew = View::crew(self.model, overlay, self.parts.len())?;
+        let layers = from..=to.saturating_sub(1);
+        let risen = crew.share(&self.parts, (Phase::Keys, 1), pace, |view, part, rest| {
+            rest()?;
+            let _no_grad = NoGrad::new();
+            let (mut part, mut pass) = (own(part), Pass::new().under(&view.overlay));
+            part.stream = part
+                .stream
+                .through(&view.model, layers.clone(), &mut pass)?;
+            Ok(())
+        });
+        risen.map(drop)
     }
+}
+
+/// A worker's handles on the weights that prompts are read under.
+struct View {
+    model: Transformer,
+    overlay: Overlay,
+}
+
+impl View {
+    fn crew(model: &Transformer, overlay: &Overlay, parts: usize) -> Result<Crew<Self>> {
+        Crew::of(model, parts, || {
+            Ok(Self {
+                model: model.base_in_kind(model.kind())?,
+                overlay: overlay.share(),
+            })
+        })
+    }
+}
+
+/// No two workers have one part: what was poisoned is of a work that is given up.
+fn own(part: &Mutex<Part>) -> MutexGuard<'_, Part> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Part {
     fn begin(
         model: &Transformer,
-        base: &Overlay,
+        overlay: &Overlay,
         own: &[(usize, &[u32])],
         (facts, first): (usize, usize),
     ) -> Result<Self> {
+        let _no_grad = NoGrad::new();
         let rows: Vec<&[u32]> = own.iter().map(|(_, ids)| *ids).collect();
         let (common, rows) = parted(&rows);
         let common = match common {
@@ -277,15 +209,45 @@ impl Part {
             rows: model.embed(&padded(&rows, model)?)?,
         };
         if let Some(below) = first.checked_sub(1) {
-            stream = stream.through(model, 0..=below, &mut Pass::new().under(base))?;
+            stream = stream.through(model, 0..=below, &mut Pass::new().under(overlay))?;
         }
         let last = |(row, ids): (usize, &&[u32])| (index(row), index(ids.len().saturating_sub(1)));
         Ok(Self {
-            places: own.iter().map(|(place, _)| *place).collect(),
+            edits: own.iter().map(|(place, _)| *place).collect(),
             bare: own.iter().all(|(place, _)| *place < facts),
             at: rows.iter().enumerate().map(last).collect(),
             stream,
         })
+    }
+}
+
+impl Part {
+    /// Its places, and what stands there: f64 keys `[n, f]` at `layer`, whose turn it is, and of bare prompts f64 states
+    /// `[n, d]` at the last edited one's site.
+    fn read(
+        &self,
+        view: &View,
+        layer: usize,
+        (last, site): (usize, Site),
+    ) -> Result<(Vec<i64>, Tensor, Option<Tensor>)> {
+        let _no_grad = NoGrad::new();
+        let read = |layer, site| Tap {
+            layer,
+            site,
+            at: self.at.clone(),
+            action: Action::Read,
+        };
+        let taps = [read(layer, Site::MlpKey), read(last, site)];
+        let (taps, top) = match self.bare {
+            true => (&taps[..], last),
+            false => (&taps[..1], layer),
+        };
+        let mut pass = Pass::new().under(&view.overlay).with_taps(taps);
+        drop(self.stream.through(&view.model, layer..=top, &mut pass)?);
+        let numbers = |tap| doubles(pass.read(tap)?).map_err(Error::torch(ACTION));
+        let states = self.bare.then(|| numbers(1)).transpose()?;
+        let places = self.edits.iter().map(|edit| index(*edit)).collect();
+        Ok((places, numbers(0)?, states))
     }
 }
 
@@ -306,22 +268,6 @@ impl Stream {
         let common = Some(common);
         Ok(Self { common, rows })
     }
-
-    /// The rows with columns of `brought`, f64 `[d, m]`, added at (row, token): of each, the column named.
-    fn added(&self, at: &[(i64, i64)], columns: &[i64], brought: &Tensor) -> Torch<Tensor> {
-        let (rows, tokens, width) = self.rows.size3()?;
-        let flat: Vec<i64> = at.iter().map(|(row, token)| row * tokens + token).collect();
-        let to_device = |ids: &[i64]| Tensor::f_from_slice(ids)?.f_to_device(self.rows.device());
-        let more = brought
-            .f_to_device(self.rows.device())?
-            .f_to_kind(self.rows.kind())?
-            .f_index_select(1, &to_device(columns)?)?
-            .f_tr()?;
-        self.rows
-            .f_reshape([-1, width])?
-            .f_index_add(0, &to_device(&flat)?, &more)?
-            .f_reshape([rows, tokens, width])
-    }
 }
 
 /// What all rows begin with, and what stands behind it; at least one token of each.
@@ -339,7 +285,11 @@ fn parted<'a>(rows: &[&'a [u32]]) -> (&'a [u32], Vec<&'a [u32]>) {
 }
 
 /// From the keys of all rows, `[f, facts · (1 + contexts)]`, to those of the facts, `[f, facts]`.
-fn mixed(keys: &Tensor, facts: usize, contexts: usize) -> Torch<Tensor> {
+fn mixed(
+    keys: &Tensor,
+    facts: usize,
+    contexts: usize,
+) -> std::result::Result<Tensor, tch::TchError> {
     let (facts, contexts) = (index(facts), index(contexts));
     let bare = keys.f_narrow(1, 0, facts)?;
     if contexts == 0 {
@@ -352,7 +302,7 @@ fn mixed(keys: &Tensor, facts: usize, contexts: usize) -> Torch<Tensor> {
 }
 
 /// Rows `[n, width]` in parts, to columns `[width, n]` in the edits' order.
-fn columns(parts: &[Tensor], order: &[i64]) -> Torch<Tensor> {
+fn columns(parts: &[Tensor], order: &[i64]) -> std::result::Result<Tensor, tch::TchError> {
     let rows = Tensor::f_cat(parts, 0)?;
     let order = Tensor::f_from_slice(order)?.f_to_kind(Kind::Int64)?;
     rows.f_index_select(0, &order.f_argsort(0, false)?)?
