@@ -73,6 +73,9 @@ pub(crate) struct Arguments {
     /// Weight of the second moment, or AlphaEdit's ridge; the settings' by default.
     #[arg(long)]
     lambda: Option<f64>,
+    /// By which power of their number λ grows beyond 100 facts, in thousandths; the settings' by default.
+    #[arg(long)]
+    lambda_growth: Option<u32>,
     /// AlphaEdit: thousandths of the second moment's trace that may be changed freely.
     #[arg(long)]
     free_energy: Option<u32>,
@@ -425,6 +428,9 @@ fn settings(arguments: &Arguments, model: &Transformer) -> Result<Settings> {
         settings.solve.layers.clone_from(&arguments.layers);
     }
     settings.solve.lambda = arguments.lambda.unwrap_or(settings.solve.lambda);
+    settings.solve.lambda_growth = arguments
+        .lambda_growth
+        .unwrap_or(settings.solve.lambda_growth);
     if settings.solve.free_energy.is_some() {
         settings.solve.free_energy = arguments.free_energy.or(settings.solve.free_energy);
     }

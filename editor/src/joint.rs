@@ -266,15 +266,19 @@ impl Solver {
         keys: &Tensor,
         missing: &Tensor,
     ) -> Result<(solve::Solution, f64)> {
-        let by_factor = |form: fn(&solve::Factor, &Tensor, &Tensor) -> Result<solve::Solution>| {
+        let by_factor = |form: &dyn Fn(&solve::Factor) -> Result<solve::Solution>| {
             let factor = self.factor(model, recipe, layer)?;
-            let solution = form(&factor, keys, missing)?;
+            let solution = form(&factor)?;
             let condition = solution.condition.max(factor.condition);
             Ok((solution, condition))
         };
         match recipe.solve.method {
-            Method::Memit => by_factor(solve::memit),
-            Method::Rome => by_factor(solve::rome),
+            Method::Memit => by_factor(&|factor| {
+                let (_, facts) = keys.size2().map_err(Error::torch("counting facts"))?;
+                let times = recipe.solve.lambda_of_crowd(facts);
+                solve::memit(factor, times, keys, missing)
+            }),
+            Method::Rome => by_factor(&|factor| solve::rome(factor, keys, missing)),
             Method::AlphaEdit => {
                 let projection = self.projection(model, recipe, layer)?;
                 let ridge = recipe.solve.lambda;

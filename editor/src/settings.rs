@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 
 const SHIPPED: &str = include_str!("settings.toml");
 
+/// So many facts are solved with λ itself; `lambda_growth` says what more of them make of it.
+const CROWD: usize = 100;
+
 /// The closed form that writes facts into weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -87,6 +90,9 @@ pub struct SolveSettings {
     /// MEMIT: λ of `λC + K Kᵀ`, with C per token. AlphaEdit: the ridge, in units of E‖k‖². ROME: of no effect.
     #[serde(with = "exact")]
     pub lambda: f64,
+    /// MEMIT: by which power of their number λ grows where more than 100 facts are solved jointly, in thousandths.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lambda_growth: u32,
     /// AlphaEdit: the share of C's trace, in thousandths, that the free directions may hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_energy: Option<u32>,
@@ -95,12 +101,8 @@ pub struct SolveSettings {
     pub key_contexts: usize,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde hands out references"
-)]
-fn is_zero(number: &usize) -> bool {
-    *number == 0
+fn is_zero<N: PartialEq + From<u8>>(number: &N) -> bool {
+    *number == N::from(0)
 }
 
 /// Where the methods differ; `settings.toml` says what each is.
@@ -110,6 +112,8 @@ fn is_zero(number: &usize) -> bool {
 pub struct OtherMethods {
     pub rome_layer: Option<usize>,
     pub lambda: f64,
+    #[serde(default)]
+    pub lambda_growth: u32,
     pub alphaedit_ridge: f64,
     pub alphaedit_free_energy: u32,
     #[serde(default)]
@@ -206,6 +210,7 @@ struct Family {
     method: Option<Method>,
     rome_layer: Option<usize>,
     lambda: Option<f64>,
+    lambda_growth: Option<u32>,
     moment_tokens: Option<usize>,
 }
 
@@ -234,6 +239,7 @@ impl Settings {
             Some(family) => {
                 other.rome_layer = family.rome_layer.or(other.rome_layer);
                 other.lambda = family.lambda.unwrap_or(other.lambda);
+                other.lambda_growth = family.lambda_growth.unwrap_or(other.lambda_growth);
                 method = family.method.unwrap_or(method);
                 moment.tokens = family.moment_tokens.unwrap_or(moment.tokens);
                 (Some(family.name), family.layers)
@@ -252,6 +258,7 @@ impl Settings {
                 Place::Residual
             },
             lambda: other.lambda,
+            lambda_growth: other.lambda_growth,
             free_energy: None,
             key_contexts: other.key_contexts,
         };
@@ -282,6 +289,10 @@ impl Settings {
                 self.other.alphaedit_ridge,
                 Some(self.other.alphaedit_free_energy),
             ),
+        };
+        solve.lambda_growth = match method {
+            Method::Memit => self.other.lambda_growth,
+            Method::Rome | Method::AlphaEdit => 0,
         };
         if method == Method::Rome {
             solve.layers = vec![self.other.rome_layer.unwrap_or(solve.last_layer())];
@@ -332,6 +343,10 @@ impl Settings {
         }
         if self.solve.method == Method::Rome && layers.len() != 1 {
             return bad("layers", format!("are {layers:?}; ROME edits one layer"));
+        }
+        if self.solve.lambda_growth > 2000 {
+            let problem = "lets λ outgrow any number of facts; give thousandths, 2000 at most";
+            return bad("lambda_growth", problem.to_owned());
         }
         if self.other.alphaedit_free_energy >= 1000 {
             let problem = "leaves nothing to protect; give thousandths of the whole, below 1000";
@@ -401,6 +416,12 @@ impl SolveSettings {
         self.layers.last().copied().unwrap_or_default()
     }
 
+    /// How many times λ holds back where so many facts are solved jointly.
+    pub(crate) fn lambda_of_crowd(&self, facts: i64) -> f64 {
+        let crowds = facts as f64 / CROWD as f64;
+        crowds.max(1.0).powf(f64::from(self.lambda_growth) / 1000.0)
+    }
+
     /// Facts are solved jointly where this is equal.
     pub(crate) fn digest(&self) -> [u8; 32] {
         let mut canonical = Canonical::new("addenda 2026-01 solve settings");
@@ -413,6 +434,11 @@ impl SolveSettings {
         canonical
             .number(u64::from(self.place == Place::MlpOut))
             .float(self.lambda);
+        if self.lambda_growth > 0 {
+            canonical
+                .text("lambda growth")
+                .number(u64::from(self.lambda_growth));
+        }
         if let Some(share) = self.free_energy {
             canonical.number(u64::from(share));
         }
@@ -440,7 +466,23 @@ fn layers_from_depth(depth: usize, post_norms: bool) -> Vec<usize> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-    use super::{File, SHIPPED, layers_from_depth};
+    use super::{File, SHIPPED, SolveSettings, layers_from_depth};
+
+    #[test]
+    fn a_crowd_of_facts_has_a_larger_lambda_where_the_recipe_says_so() {
+        let recipe = |rest: &str| -> SolveSettings {
+            let text = r#""method":"memit","layers":[1],"place":"residual","lambda":"15""#;
+            serde_json::from_str(&format!("{{{text}{rest}}}")).unwrap()
+        };
+        // Recipes of ledgers of before say nothing about it, and are the same as ever.
+        let (plain, growing) = (recipe(""), recipe(r#","lambda_growth":300"#));
+        assert_eq!(serde_json::to_string(&plain).unwrap().find("growth"), None);
+        assert_ne!(plain.digest(), growing.digest());
+        assert_eq!(plain.lambda_of_crowd(5000).to_bits(), 1.0_f64.to_bits());
+        for (facts, times) in [(1, 1.0), (100, 1.0), (1000, 1.9953), (10_000, 3.9811)] {
+            assert!((growing.lambda_of_crowd(facts) - times).abs() < 1e-4);
+        }
+    }
 
     #[test]
     fn small_models_measure_their_second_moment_on_more_text_than_the_default() {

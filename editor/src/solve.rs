@@ -115,12 +115,17 @@ const ACTION: &str = "solving for the weights";
 /// key are then solved to their mean, and others are not moved by more than rounding.
 const TIE: f64 = 1e-9;
 
-/// MEMIT's update for all facts at once.
+/// MEMIT's update for all facts at once, with λ so many times that of the factor.
 ///
 /// `keys` f64 `[f, m]`, `wanted` f64 `[d, m]`.
-pub(crate) fn memit(factor: &Factor, keys: &Tensor, wanted: &Tensor) -> Result<Solution> {
+pub(crate) fn memit(
+    factor: &Factor,
+    times: f64,
+    keys: &Tensor,
+    wanted: &Tensor,
+) -> Result<Solution> {
     let solve = || {
-        let spread = keys.f_cholesky_solve(&factor.lower, false)?;
+        let spread = keys.f_cholesky_solve(&factor.lower, false)? / times;
         reach(&spread, keys, wanted, |_| Ok(1.0))
     };
     checked(solve().map_err(Error::torch(ACTION))?)
@@ -236,7 +241,9 @@ mod tests {
     fn the_low_rank_form_equals_the_formula_with_the_full_inverse() {
         let moment = moment(24, 400);
         let (keys, wanted, lambda) = (random(24, 5), random(10, 5), 3.0);
-        let solution = memit(&Factor::of(&moment, lambda, 0).unwrap(), &keys, &wanted).unwrap();
+        // λ, and half of λ twice over.
+        let factor = Factor::of(&moment, lambda / 2.0, 0).unwrap();
+        let solution = memit(&factor, 2.0, &keys, &wanted).unwrap();
         let full = moment.c.to_kind(Kind::Double) * lambda + keys.matmul(&keys.tr());
         let expected = wanted.matmul(&keys.tr()).matmul(&full.inverse());
         let got = solution.left.matmul(&solution.right.tr());
@@ -250,7 +257,7 @@ mod tests {
     fn a_small_lambda_reaches_what_is_wanted_and_leaves_other_keys_nearly_alone() {
         let moment = moment(64, 2000);
         let (keys, wanted) = (random(64, 3) * 10.0, random(8, 3));
-        let solution = memit(&Factor::of(&moment, 1e-3, 0).unwrap(), &keys, &wanted).unwrap();
+        let solution = memit(&Factor::of(&moment, 1e-3, 0).unwrap(), 1.0, &keys, &wanted).unwrap();
         assert!(solution.unmet < 1e-3, "{}", solution.unmet);
     }
 
@@ -324,7 +331,7 @@ mod tests {
         let key = random(24, 1);
         let keys = Tensor::cat(&[&key, &key], 1);
         let wanted = random(6, 2);
-        let solution = memit(&Factor::of(&moment, 1e-6, 0).unwrap(), &keys, &wanted).unwrap();
+        let solution = memit(&Factor::of(&moment, 1e-6, 0).unwrap(), 1.0, &keys, &wanted).unwrap();
         let got = solution.left.matmul(&solution.right.tr()).matmul(&key);
         let mean = wanted.mean_dim(Some([1].as_slice()), true, Kind::Double);
         assert!(f64::try_from((got - &mean).norm() / mean.norm()).unwrap() < 1e-3);
