@@ -2,9 +2,9 @@
 //!
 //! libtorch parts each operation among its threads and waits for the slowest; on a few dozen tokens at a time that
 //! takes most of what it gains. So threads are parted among pieces instead: the calling thread and its helpers take one
-//! piece after another, each with its share of the threads and handles of its own on the weights. While the calling thread serves
-//! others, helpers end the step they are in and wait. Invariant: which piece is worked out by whom, and beside which
-//! other, changes nothing in its result but what the number of threads does to rounding.
+//! piece after another, each with its share of the threads and handles of its own on the weights. While the calling
+//! thread serves others, helpers end the step they are in and wait. Invariant: which piece is worked out by whom, and
+//! beside which other, changes nothing in its result but what the number of threads does to rounding.
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

@@ -135,9 +135,9 @@ pub enum Error {
     /// A number that is not finite came out of the arithmetic.
     #[error("{0} came out as a number that is not finite; nothing was changed")]
     NotFinite(&'static str),
-    /// A stored second moment does not match its digest.
+    /// Stored matrices, a second moment or what follows from others, do not match their digest.
     #[error(
-        "the stored second moment {path} is damaged ({problem}): delete the file and it is measured again"
+        "the stored matrices {path} are damaged ({problem}): delete the file and they are worked out again"
     )]
     DamagedMoment {
         /// The file.
