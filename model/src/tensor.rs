@@ -27,6 +27,9 @@ impl Default for NoGrad {
 
 /// Sets how many threads libtorch computes with on behalf of this thread, and of those that begin to compute later.
 pub fn set_threads(threads: usize) {
+    // libtorch gives a thread the number last set by any other when it first computes, also over one set before; asking
+    // it counts as computing.
+    let _ = tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 
