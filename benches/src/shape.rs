@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<serde_json::Value> {
     let packets = bench.packets(arguments, folder.path())?;
     let line = json!({
         "date_s": SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        "processor": processor(), "device": format!("{device:?}"), "threads": tch::get_num_threads(),
+        "processor": processor(), "device": format!("{device:?}"), "threads": tensor::threads(),
         "shape": format!("{:?}", arguments.shape).to_lowercase(), "dtype": "bf16",
         "weight_bytes": bench.weight_bytes(), "runs": arguments.runs,
         "packets": packets.measure(&bench, arguments)?,

@@ -52,12 +52,19 @@ impl<M: Send> Crew<M> {
         1 + self.helpers.len()
     }
 
+    /// Changes what each of them has.
+    pub(crate) fn each(&mut self, change: impl FnMut(&mut M)) {
+        std::iter::once(&mut self.own)
+            .chain(&mut self.helpers)
+            .for_each(change);
+    }
+
     /// Works out every piece, each in `steps` small steps at most; gives the results in the pieces' order.
     ///
     /// # Errors
     /// The first that `work` or `pace` gave; the others are stopped then.
     pub(crate) fn share<P: Sync, T: Send>(
-        self,
+        &mut self,
         pieces: &[P],
         (phase, steps): (Phase, u64),
         pace: &mut Pace<'_>,
@@ -66,28 +73,27 @@ impl<M: Send> Crew<M> {
         let (all, workers) = (threads(), self.size());
         let each = (all / workers).max(1);
         let board = &Board::new(pieces.len(), steps, workers);
-        let work = &work;
-        let _back = Threads(all);
+        let (own, helpers, work) = (&self.own, &mut self.helpers, &work);
+        let _lent = Threads::lent(each, all);
         let outcomes = thread::scope(|scope| {
-            let help = |helper: M| {
+            let helpers = helpers.iter_mut().map(|helper| {
                 scope.spawn(move || {
+                    let helper: &M = helper;
                     set_threads(each);
-                    let piece = |piece: &P, rest: &mut Rest<'_>| work(&helper, piece, rest);
+                    let piece = |piece: &P, rest: &mut Rest<'_>| work(helper, piece, rest);
                     board.work(pieces, piece, &mut || {
                         board.let_serve();
                         Ok(())
                     })
                 })
-            };
-            let helpers: Vec<_> = self.helpers.into_iter().map(help).collect();
-            set_threads(each);
+            });
+            let helpers: Vec<_> = helpers.collect();
             let mut serve = || {
                 let _serving = board.serving.lock().unwrap_or_else(PoisonError::into_inner);
-                let _back = Threads(each);
-                set_threads(all);
+                let _lent = Threads::lent(all, each);
                 pace(board.progress(phase))
             };
-            let piece = |piece: &P, rest: &mut Rest<'_>| work(&self.own, piece, rest);
+            let piece = |piece: &P, rest: &mut Rest<'_>| work(own, piece, rest);
             let mine = board.work(pieces, piece, &mut serve);
             let mine = mine.and_then(|mine| board.see_out(&mut serve).map(|()| mine));
             let theirs = helpers
@@ -118,6 +124,16 @@ fn gathered<T>(outcomes: Vec<Result<Vec<(usize, T)>>>) -> Result<Vec<T>> {
 
 /// Gives the calling thread so many threads when it is dropped, also through a panic.
 struct Threads(usize);
+
+impl Threads {
+    /// `now` for a while, then `before`; nothing is to be given back where those are as many.
+    fn lent(now: usize, before: usize) -> Option<Self> {
+        (now != before).then(|| {
+            set_threads(now);
+            Self(before)
+        })
+    }
+}
 
 impl Drop for Threads {
     fn drop(&mut self) {

@@ -26,7 +26,7 @@ use crate::joint::Solver;
 use crate::ledger::{Ledger, Opened};
 use crate::moment::MomentStore;
 use crate::pace::Pace;
-use crate::patch::{Patch, overlay};
+use crate::patch::Patch;
 use crate::plan::{Novelty, PlannedRetirement, Planner, Weights};
 use crate::register::{Added, FactRecord, LedgerEvent, Register};
 use crate::settings::{Method, Settings};
@@ -181,11 +181,7 @@ impl Editor {
     ) -> Result<Weights> {
         let head = self.ledger.head();
         if let Some(patches) = self.installed.of(self.revision(), model.config()) {
-            return Ok(Weights {
-                head,
-                overlay: overlay(model, &patches)?,
-                patches,
-            });
+            return Weights::of(model, patches, head);
         }
         let copies = match self.register.active().len() {
             0 => Copies::default(),

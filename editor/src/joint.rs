@@ -227,7 +227,7 @@ impl Solver {
         (total, pace): (u64, &mut Pace<'_>),
     ) -> Result<()> {
         let (study, layers) = (desk.study, &recipe.solve.layers);
-        let mut under = overlay(study, patches)?;
+        let under = overlay(study, patches)?;
         let mut climb = Climb::begin(study, &under, group, &recipe.solve, pace)?;
         let wanted = wanted(group).map_err(Error::torch("comparing states"))?;
         for (done, layer) in layers.iter().enumerate() {
@@ -236,7 +236,7 @@ impl Solver {
                 done: patches.len() as u64,
                 total,
             })?;
-            let standing = climb.measure(*layer, &under, pace)?;
+            let standing = climb.measure(*layer, pace)?;
             let share = 1.0 / (layers.len() - done) as f64;
             let missing = (&wanted - &standing.states) * share;
             let (solution, condition) =
@@ -250,7 +250,7 @@ impl Solver {
             );
             patches.push(Patch::new(*layer, &solution, condition)?);
             if let Some(next) = layers.get(done + 1) {
-                under = overlay(study, patches)?;
+                let under = overlay(study, patches)?;
                 climb.rise(*layer, *next, &under, pace)?;
             }
         }

@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use crate::digest::{Canonical, hex};
 use crate::error::{Error, Result};
 use crate::moment::write_durably;
-use crate::rows::index;
+use crate::rows::{doubles, floats, index};
 
 /// Matrices by name, and what is said about them.
 #[derive(Debug, Default)]
@@ -107,15 +107,15 @@ impl Kept {
 
 /// Row-major; what is not f32 as f64.
 fn numbers(matrix: &Tensor) -> std::result::Result<(Dtype, Vec<u8>), tch::TchError> {
-    let flat = matrix.f_contiguous()?.f_view([-1])?;
     Ok(match matrix.kind() {
         Kind::Float => {
-            let numbers = Vec::<f32>::try_from(flat)?;
+            let numbers = floats(matrix)?;
             let bytes = numbers.iter().flat_map(|n| n.to_le_bytes());
             (Dtype::F32, bytes.collect())
         }
         _ => {
-            let numbers = Vec::<f64>::try_from(flat.f_to_kind(Kind::Double)?)?;
+            let flat = doubles(matrix)?.f_contiguous()?.f_view([-1])?;
+            let numbers = Vec::<f64>::try_from(flat)?;
             let bytes = numbers.iter().flat_map(|n| n.to_le_bytes());
             (Dtype::F64, bytes.collect())
         }

@@ -58,8 +58,8 @@ struct Stream {
 }
 
 /// The edits of one recipe, on their way up.
-pub(crate) struct Climb<'a> {
-    model: &'a Transformer,
+pub(crate) struct Climb {
+    crew: Crew<View>,
     last: usize,
     site: Site,
     parts: Vec<Mutex<Part>>,
@@ -68,10 +68,10 @@ pub(crate) struct Climb<'a> {
     contexts: usize,
 }
 
-impl<'a> Climb<'a> {
+impl Climb {
     /// Brings the prompts to where they enter the first edited layer.
     pub(crate) fn begin(
-        model: &'a Transformer,
+        model: &Transformer,
         overlay: &Overlay,
         edits: &[&Edit],
         solve: &SolveSettings,
@@ -103,14 +103,19 @@ impl<'a> Climb<'a> {
                 rest = others;
             }
         }
-        let crew = View::crew(model, overlay, parts.len())?;
+        let mut crew = Crew::of(model, parts.len(), || {
+            Ok(View {
+                model: model.base_in_kind(model.kind())?,
+                overlay: overlay.share(),
+            })
+        })?;
         let parts = crew.share(&parts, (Phase::Keys, 1), pace, |view, own, rest| {
             rest()?;
             let part = Part::begin(&view.model, &view.overlay, own, (edits.len(), first))?;
             Ok(Mutex::new(part))
         })?;
         Ok(Self {
-            model,
+            crew,
             last: solve.last_layer(),
             site: state_site(solve.place),
             parts,
@@ -120,18 +125,14 @@ impl<'a> Climb<'a> {
     }
 
     /// Keys at `layer`, whose turn it is, and present states.
-    pub(crate) fn measure(
-        &self,
-        layer: usize,
-        overlay: &Overlay,
-        pace: &mut Pace<'_>,
-    ) -> Result<Standing> {
-        let crew = View::crew(self.model, overlay, self.parts.len())?;
+    pub(crate) fn measure(&mut self, layer: usize, pace: &mut Pace<'_>) -> Result<Standing> {
         let state = (self.last, self.site);
-        let read = crew.share(&self.parts, (Phase::Keys, 1), pace, |view, part, rest| {
-            rest()?;
-            own(part).read(view, layer, state)
-        })?;
+        let read = self
+            .crew
+            .share(&self.parts, (Phase::Keys, 1), pace, |view, part, rest| {
+                rest()?;
+                own(part).read(view, layer, state)
+            })?;
         let (mut keys, mut states, mut order) = (Vec::new(), Vec::new(), Vec::new());
         for (places, of_part, in_bare) in read {
             order.extend(places);
@@ -145,7 +146,7 @@ impl<'a> Climb<'a> {
         Ok(Standing { keys, states })
     }
 
-    /// Goes through the layers `from .. to`, which are edited by now.
+    /// Goes through the layers `from .. to`, which are edited by now, and stays under this overlay.
     pub(crate) fn rise(
         &mut self,
         from: usize,
@@ -153,17 +154,19 @@ impl<'a> Climb<'a> {
         overlay: &Overlay,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let crew = View::crew(self.model, overlay, self.parts.len())?;
+        self.crew.each(|view| view.overlay = overlay.share());
         let layers = from..=to.saturating_sub(1);
-        let risen = crew.share(&self.parts, (Phase::Keys, 1), pace, |view, part, rest| {
-            rest()?;
-            let _no_grad = NoGrad::new();
-            let (mut part, mut pass) = (own(part), Pass::new().under(&view.overlay));
-            part.stream = part
-                .stream
-                .through(&view.model, layers.clone(), &mut pass)?;
-            Ok(())
-        });
+        let risen = self
+            .crew
+            .share(&self.parts, (Phase::Keys, 1), pace, |view, part, rest| {
+                rest()?;
+                let _no_grad = NoGrad::new();
+                let (mut part, mut pass) = (own(part), Pass::new().under(&view.overlay));
+                part.stream = part
+                    .stream
+                    .through(&view.model, layers.clone(), &mut pass)?;
+                Ok(())
+            });
         risen.map(drop)
     }
 }
@@ -172,17 +175,6 @@ impl<'a> Climb<'a> {
 struct View {
     model: Transformer,
     overlay: Overlay,
-}
-
-impl View {
-    fn crew(model: &Transformer, overlay: &Overlay, parts: usize) -> Result<Crew<Self>> {
-        Crew::of(model, parts, || {
-            Ok(Self {
-                model: model.base_in_kind(model.kind())?,
-                overlay: overlay.share(),
-            })
-        })
-    }
 }
 
 /// No two workers have one part: what was poisoned is of a work that is given up.
@@ -219,9 +211,7 @@ impl Part {
             stream,
         })
     }
-}
 
-impl Part {
     /// Its places, and what stands there: f64 keys `[n, f]` at `layer`, whose turn it is, and of bare prompts f64 states
     /// `[n, d]` at the last edited one's site.
     fn read(

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_model::{ChatTemplate, Overlay};
+use addenda_model::{ChatTemplate, Overlay, Transformer};
 
 use crate::batch::Request;
 use crate::context;
@@ -115,6 +115,16 @@ pub(crate) struct Weights {
     pub(crate) head: [u8; 32],
     pub(crate) patches: Vec<Patch>,
     pub(crate) overlay: Overlay,
+}
+
+impl Weights {
+    pub(crate) fn of(model: &Transformer, patches: Vec<Patch>, head: [u8; 32]) -> Result<Self> {
+        Ok(Self {
+            head,
+            overlay: overlay(model, &patches)?,
+            patches,
+        })
+    }
 }
 
 /// Works edits out.
@@ -381,12 +391,7 @@ impl Planner {
             }
             edits.insert(draft.id, &draft.edit);
         }
-        let patches = self.solver.patches(desk, &edits, pace)?;
-        Ok(Weights {
-            head,
-            overlay: overlay(desk.model, &patches)?,
-            patches,
-        })
+        self.with(desk, &edits, head, pace)
     }
 
     /// The weights of the register's facts without some of them.
@@ -413,11 +418,7 @@ impl Planner {
         pace: &mut Pace<'_>,
     ) -> Result<Weights> {
         let patches = self.solver.patches(desk, edits, pace)?;
-        Ok(Weights {
-            head,
-            overlay: overlay(desk.model, &patches)?,
-            patches,
-        })
+        Weights::of(desk.model, patches, head)
     }
 
     fn questions(&self, desk: Desk<'_>, fact: &Fact) -> Result<Questions> {

@@ -283,16 +283,14 @@ impl Settings {
             return solve;
         };
         solve.method = method;
-        (solve.lambda, solve.free_energy) = match method {
-            Method::Memit | Method::Rome => (self.other.lambda, None),
+        (solve.lambda, solve.lambda_growth, solve.free_energy) = match method {
+            Method::Memit => (self.other.lambda, self.other.lambda_growth, None),
+            Method::Rome => (self.other.lambda, 0, None),
             Method::AlphaEdit => (
                 self.other.alphaedit_ridge,
+                0,
                 Some(self.other.alphaedit_free_energy),
             ),
-        };
-        solve.lambda_growth = match method {
-            Method::Memit => self.other.lambda_growth,
-            Method::Rome | Method::AlphaEdit => 0,
         };
         if method == Method::Rome {
             solve.layers = vec![self.other.rome_layer.unwrap_or(solve.last_layer())];

@@ -80,7 +80,7 @@ pub(crate) fn seek(
     settings: &ValueSettings,
     pace: &mut Pace<'_>,
 ) -> Result<Vec<Result<Sought>>> {
-    let crew = Crew::of(model, problems.len(), || {
+    let mut crew = Crew::of(model, problems.len(), || {
         Ok(model.base_in_kind(model.kind())?)
     })?;
     let groups = groups(problems, model.config().vocab_size, crew.size());
