@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::fact::{Fact, FactId};
 use crate::pace::Pace;
 use crate::rows::floats;
+use crate::settings::MAX_LAMBDA_GROWTH;
 
 const FORMAT: &str = "addenda patch 1";
 const STATES: &str = "facts.wanted_states";
@@ -291,7 +292,8 @@ fn fits(
         && rising
         && solve.layers.iter().all(|layer| *layer < layers)
         && solve.lambda.is_finite()
-        && solve.lambda > 0.0;
+        && solve.lambda > 0.0
+        && solve.lambda_growth <= MAX_LAMBDA_GROWTH;
     match sound {
         true => Ok(()),
         false => Err("one of its facts does not fit this model".to_owned()),

@@ -30,7 +30,7 @@ use crate::patch::Patch;
 use crate::plan::{Novelty, PlannedRetirement, Planner, Weights};
 use crate::register::{Added, FactRecord, LedgerEvent, Register};
 use crate::settings::{Method, Settings};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Snapshots};
 
 /// Where an editor keeps what it keeps, and how it edits.
 #[derive(Debug, Clone)]
@@ -78,30 +78,6 @@ pub struct Editor {
     installed: InstalledPatches,
     opening: Opening,
     snapshots: Snapshots,
-}
-
-/// Where and when snapshots of the ledger are written.
-#[derive(Debug)]
-struct Snapshots {
-    dir: PathBuf,
-    disk: Disk,
-    every: u64,
-    /// Frames that the last one stands for.
-    last: u64,
-}
-
-impl Snapshots {
-    /// Writes one where it is due. A failure costs the next start time, and nothing else.
-    fn keep(&mut self, ledger: &Ledger, register: &Register) {
-        let end = ledger.end();
-        if end.frames < self.last.saturating_add(self.every) {
-            return;
-        }
-        self.last = end.frames;
-        if let Err(error) = Snapshot::write(&self.dir, end, register, &self.disk) {
-            tracing::warn!(%error, "no snapshot of the ledger was written; the next start replays more of it");
-        }
-    }
 }
 
 impl Editor {

@@ -44,9 +44,13 @@ impl InstalledPatches {
         if kept.about.get("revision") != Some(&hex(&revision)) {
             return None;
         }
-        let patches = read(&kept, config)?;
-        self.revision.set(Some(revision));
-        Some(patches)
+        let patches = read(&kept, config);
+        if patches.is_some() {
+            self.revision.set(Some(revision));
+        } else {
+            tracing::warn!(path = %self.path.display(), "the facts' patches are worked out anew: those that are kept do not fit this model");
+        }
+        patches
     }
 
     /// Keeps the patches of a revision in the place of those before. A failure costs the next start time, and nothing

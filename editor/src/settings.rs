@@ -13,6 +13,9 @@ const SHIPPED: &str = include_str!("settings.toml");
 /// So many facts are solved with λ itself; `lambda_growth` says what more of them make of it.
 const CROWD: usize = 100;
 
+/// The most that `lambda_growth` may be, in thousandths.
+pub(crate) const MAX_LAMBDA_GROWTH: u32 = 2000;
+
 /// The closed form that writes facts into weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -342,9 +345,11 @@ impl Settings {
         if self.solve.method == Method::Rome && layers.len() != 1 {
             return bad("layers", format!("are {layers:?}; ROME edits one layer"));
         }
-        if self.solve.lambda_growth > 2000 {
-            let problem = "lets λ outgrow any number of facts; give thousandths, 2000 at most";
-            return bad("lambda_growth", problem.to_owned());
+        if self.solve.lambda_growth > MAX_LAMBDA_GROWTH {
+            let problem = format!(
+                "lets λ outgrow any number of facts; give thousandths, {MAX_LAMBDA_GROWTH} at most"
+            );
+            return bad("lambda_growth", problem);
         }
         if self.other.alphaedit_free_energy >= 1000 {
             let problem = "leaves nothing to protect; give thousandths of the whole, below 1000";

@@ -15,7 +15,7 @@ use addenda_disk::{Disk, IoPoint};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::ledger::{Place, sync_directory};
+use crate::ledger::{Ledger, Place, sync_directory};
 use crate::register::{Register, Saved};
 
 const FILE_NAME: &str = "facts.snapshot";
@@ -153,5 +153,30 @@ impl Snapshot {
             place: content.place,
             register,
         })
+    }
+}
+
+/// Where and when snapshots of the ledger are written.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    pub(crate) dir: PathBuf,
+    pub(crate) disk: Disk,
+    /// Frames behind the last one after which the next is due.
+    pub(crate) every: u64,
+    /// Frames that the last one stands for.
+    pub(crate) last: u64,
+}
+
+impl Snapshots {
+    /// Writes one where it is due. A failure costs the next start time, and nothing else.
+    pub(crate) fn keep(&mut self, ledger: &Ledger, register: &Register) {
+        let end = ledger.end();
+        if end.frames < self.last.saturating_add(self.every) {
+            return;
+        }
+        self.last = end.frames;
+        if let Err(error) = Snapshot::write(&self.dir, end, register, &self.disk) {
+            tracing::warn!(%error, "no snapshot of the ledger was written; the next start replays more of it");
+        }
     }
 }
