@@ -3,8 +3,9 @@
 //! A decode step is some thousand small products over weights that are read once: libtorch's
 //! dispatch of them takes longer than the memory does. So a step gathers slices of all that it
 //! touches — weights, tails, packets — and computes them in one go: in f32, but for products with
-//! packed weights, whose inputs are rounded (see `whole`). A prompt's tokens are such a step too, of many
-//! tokens of one sequence. Other devices go through [`Transformer::forward`].
+//! packed weights, whose inputs are rounded (see `whole`), and some processors' attention (see `attend::pairs`).
+//! A prompt's tokens are such a step too, of many tokens of one sequence; or libtorch multiplies and the kernels
+//! attend. Other devices go through [`Transformer::forward`].
 //!
 //! Invariant: a sequence gets the same numbers alone and among others.
 
@@ -19,9 +20,10 @@ mod wide;
 
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
-use crate::tensor::{NoGrad, elements, int, threads};
+use crate::tensor::{NoGrad, elements, in_kind, int, threads};
 use crate::transformer::{Input, Transformer};
 use half::bf16;
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 pub(crate) use pack::Packed;
@@ -152,10 +154,38 @@ impl Transformer {
     fn is_libtorchs(&self, tokens: usize) -> bool {
         let most = match self.f32_is_faster {
             true => MANY,
-            // Its products of bf16 run on matrix units.
+            // Its products of bf16 run on matrix units, or at twice the rate of f32.
             false => TOGETHER,
         };
         self.device != Device::Cpu || tokens > most
+    }
+
+    /// Embeddings `x [T, d]` of the next tokens of one sequence through all layers and the last norm: products by
+    /// libtorch, attention by the kernels. Room was made for them; on the CPU, in bf16.
+    pub(crate) fn through_both(&self, x: &Tensor, kv: &mut SequenceKv) -> Result<Tensor> {
+        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
+        let parts = (0..tokens).step_by(TOGETHER);
+        let parts = parts.map(|from| from..tokens.min(from + TOGETHER));
+        let runs: Vec<Run> = parts.map(|part| self.run_of(part, kv)).collect();
+        let team = self.team()?;
+        let mut x = x.shallow_clone();
+        for (block, memory) in self.blocks.iter().zip(kv.memories::<bf16>()) {
+            let mut memory = [memory?];
+            let local = self.has_local_rope() && block.window().is_some();
+            x = block.forward_with(&x, |attention, qkv| {
+                let mut out = Vec::with_capacity(qkv.len());
+                team.run(|crew| {
+                    let parts = qkv.chunks(TOGETHER * attention.qkv.outputs);
+                    for (run, qkv) in runs.iter().zip(parts) {
+                        let (run, attention) = (std::slice::from_ref(run), (attention, local));
+                        out.extend(step::attended(crew, attention, run, &mut memory, qkv));
+                    }
+                });
+                out
+            })?;
+        }
+        kv.advance(tokens);
+        in_kind(&self.norm.forward(&x)?, self.kind)
     }
 
     /// The step itself, on the CPU: appends its `ids` to each sequence.
@@ -194,7 +224,8 @@ impl Transformer {
             .map(|block| block.for_decode(copy, self.has_local_rope()))
             .collect::<Result<_>>()?;
         let runs = ids.iter().zip(&*kvs);
-        let runs: Vec<Run> = runs.map(|(ids, kv)| self.run_of(ids.len(), kv)).collect();
+        let runs = runs.map(|(ids, kv)| self.run_of(0..ids.len(), kv));
+        let runs: Vec<Run> = runs.collect();
         let mut memories: Vec<Vec<Memory<'_, E>>> = layers.iter().map(|_| Vec::new()).collect();
         for kv in kvs {
             for (layer, memory) in memories.iter_mut().zip(kv.memories::<E>()) {
@@ -223,19 +254,20 @@ impl Transformer {
         Ok(rows.map(|number| number.widen() * scale).collect())
     }
 
-    /// Where the next `tokens` of `kv` stand.
-    fn run_of(&self, tokens: usize, kv: &SequenceKv) -> Run {
+    /// Where those `next` tokens of `kv` stand, counted from its end.
+    fn run_of(&self, next: Range<usize>, kv: &SequenceKv) -> Run {
         let anchors = kv.anchors();
-        let turns = (kv.len()..kv.len() + tokens).map(|position| {
+        let position = kv.len() + next.start;
+        let turns = (position..kv.len() + next.end).map(|position| {
             let from = |anchor: &i64| usize::try_from(int(position) - anchor).unwrap_or(0);
             let seen = std::iter::once(position).chain(anchors.iter().map(from));
             self.turns(&seen.collect::<Vec<_>>())
         });
         let (turns, local_turns) = turns.unzip();
         Run {
-            position: kv.len(),
-            row: kv.tail_rows(),
-            lies: kv.lies_with(tokens),
+            position,
+            row: kv.tail_rows() + next.start,
+            lies: kv.lies_with(next.end),
             turns,
             local_turns,
         }

@@ -16,7 +16,9 @@ use crate::layers::norm::RmsNorm;
 use crate::layers::rope::{Rope, RunAngles};
 use crate::packet::PacketShape;
 use crate::taps::Overlay;
-use crate::tensor::{NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster};
+use crate::tensor::{
+    NoGrad, ids as id_tensor, in_kind, int, multiplies_f32_faster, multiplies_pairs_faster,
+};
 use crate::weights::Weights;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -273,7 +275,10 @@ impl Transformer {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
         kv.make_room(tokens)?;
-        self.through(&x, &mut [kv])
+        match self.kind == Kind::BFloat16 && multiplies_pairs_faster(self.device) {
+            true => self.through_both(&x, kv),
+            false => self.through(&x, &mut [kv]),
+        }
     }
 
     /// Appends one token to each of several sequences by libtorch, as devices other than the CPU decode, and

@@ -91,8 +91,8 @@ impl Run {
     }
 
     /// The angles that a layer turns by.
-    fn turns(&self, layer: &Layer<'_>) -> &[Vec<Turn>] {
-        match layer.local {
+    fn turns(&self, local: bool) -> &[Vec<Turn>] {
+        match local {
             true => &self.local_turns,
             false => &self.turns,
         }
@@ -119,8 +119,9 @@ pub(crate) fn layer<E: Numbers>(
     let tokens: usize = runs.iter().map(Run::tokens).sum();
     let d = x.len() / tokens.max(1);
     let normed = normed(crew, x, layer.before_attention);
-    let attended = attended(crew, layer, runs, memories, (&normed, d));
     let attention = &layer.attention;
+    let qkv = attention.qkv.of(crew, &normed, d);
+    let attended = attended(crew, (attention, layer.local), runs, memories, &qkv);
     let width = attention.heads * attention.head_dim;
     let output = attention.output.of(crew, &attended, width);
     add(crew, x, output, layer.after_attention);
@@ -143,17 +144,16 @@ pub(crate) fn layer<E: Numbers>(
     add(crew, x, down, layer.after_mlp);
 }
 
-/// Keeps the keys and values of `x [tokens, d]` and gives what their queries see, before the output map:
-/// `[tokens, heads · head_dim]`.
-fn attended<E: Numbers>(
+/// Keeps the keys and values of tokens and gives what their queries see, before the output map:
+/// `[tokens, heads · head_dim]`. Of `qkv [tokens, heads + 2 · kv_heads, head_dim]` nothing is normed or turned yet;
+/// `local` says by which of a place's two sets of angles it is to be.
+pub(crate) fn attended<E: Numbers>(
     crew: &mut Crew<'_>,
-    layer: &Layer<'_>,
+    (attention, local): (&Attention<'_>, bool),
     runs: &[Run],
     memories: &mut [Memory<'_, E>],
-    (x, d): (&[f32], usize),
+    qkv: &[f32],
 ) -> Vec<f32> {
-    let attention = &layer.attention;
-    let qkv = attention.qkv.of(crew, x, d);
     let mut rest = qkv.chunks_exact(attention.qkv.outputs);
     let entering = runs.iter().zip(&mut *memories);
     let mut entering: Vec<_> = entering
@@ -164,12 +164,12 @@ fn attended<E: Numbers>(
         .collect();
     crew.chunks(&mut entering, 1, |_, entering| {
         for (own, run, memory) in entering {
-            for (index, (own, turns)) in own.iter().zip(run.turns(layer)).enumerate() {
+            for (index, (own, turns)) in own.iter().zip(run.turns(local)).enumerate() {
                 keep(attention, own, (run.row + index, turns), memory);
             }
         }
     });
-    let turns = runs.iter().flat_map(|run| run.turns(layer));
+    let turns = runs.iter().flat_map(|run| run.turns(local));
     let tokens = qkv.chunks_exact(attention.qkv.outputs).zip(turns);
     let mut asking: Vec<_> = tokens.map(|token| (token, Vec::new())).collect();
     crew.chunks(&mut asking, 1, |_, asking| {

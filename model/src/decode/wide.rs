@@ -7,7 +7,11 @@
 
 use super::whole::{FINE, Whole};
 use crate::tensor::Element;
+#[cfg(target_arch = "x86_64")]
+use crate::tensor::multiplies_pairs_faster;
 use half::{bf16, f16};
+#[cfg(target_arch = "x86_64")]
+use tch::Device;
 
 /// Numbers in a vector.
 pub(crate) const LANES: usize = 16;
@@ -98,18 +102,43 @@ pub(crate) trait Vector: Copy {
     }
 }
 
+/// Two neighbouring numbers in bf16, for each of sixteen.
+pub(crate) type PairLanes = [[bf16; 2]; LANES];
+
+/// Vectors of a processor that multiplies bf16 faster than f32: two products of each lane at once, summed in f32.
+/// Implementations inline as those of [`Vector`] do.
+pub(crate) trait Pairs: Vector {
+    /// `self + pair₀ · by₀ + pair₁ · by₁`, the same `by` for each lane.
+    fn add_products(self, pairs: &PairLanes, by: &[bf16; 2]) -> Self;
+    /// Both, rounded to bf16: the first numbers of pairs, and the second ones.
+    fn pair(first: Self, second: Self, to: &mut PairLanes);
+    /// Each number of `first` with its counterpart.
+    fn beside(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut PairLanes);
+    /// What [`Self::pair`] rounds to, as f32.
+    fn rounded(self) -> Self;
+}
+
 /// A loop that is worth vectors.
-pub(crate) trait Work {
+pub(crate) trait Work: Sized {
     /// What it gives.
     type Output;
     /// Does it.
     fn run<V: Vector>(self) -> Self::Output;
+    /// Does it where products of pairs of bf16 are at hand.
+    #[inline(always)]
+    fn run_in_pairs<V: Pairs>(self) -> Self::Output {
+        self.run::<V>()
+    }
 }
 
 /// Does `work` with the widest vectors that this processor has.
 pub(crate) fn widest<W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     {
+        if x86::has_avx512() && multiplies_pairs_faster(Device::Cpu) {
+            // SAFETY: the processor has the instructions.
+            return unsafe { x86::with_pairs(work) };
+        }
         if x86::has_avx512() {
             // SAFETY: the processor has the instructions.
             return unsafe { x86::with_avx512(work) };
@@ -168,6 +197,12 @@ const AHEAD: usize = 3072;
 /// Elements that vectors are loaded from.
 pub(crate) trait Numbers: Element {
     fn load<V: Vector>(from: &[Self; LANES]) -> V;
+
+    /// The numbers themselves where they are in bf16.
+    fn halves(numbers: &[Self]) -> Option<&[bf16]> {
+        let _ = numbers;
+        None
+    }
 }
 
 impl Numbers for f32 {
@@ -181,6 +216,11 @@ impl Numbers for bf16 {
     #[inline(always)]
     fn load<V: Vector>(from: &[Self; LANES]) -> V {
         V::load_bf16(from)
+    }
+
+    #[inline(always)]
+    fn halves(numbers: &[Self]) -> Option<&[bf16]> {
+        Some(numbers)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::config::ModelConfig;
 use crate::decode::{self, Copy, Packing};
 use crate::error::Result;
 use crate::layer_kv::LayerKv;
-use crate::tensor::int;
+use crate::tensor::{elements, in_kind, int};
 use crate::weights::Weights;
 use tch::{Device, Kind, Tensor};
 
@@ -167,6 +167,21 @@ impl Attention {
             from += int(run.tokens);
         }
         self.output.forward(&Tensor::f_cat(&all, 0)?)
+    }
+
+    /// `x [T, d]` to the attention's output `[T, d]` by whoever can `attend`: from queries, keys and values
+    /// `[T, heads + 2 · kv_heads, head_dim]`, neither normed nor turned, to what queries see, `[T, heads · head_dim]`.
+    pub(crate) fn forward_with(
+        &self,
+        x: &Tensor,
+        attend: impl FnOnce(&decode::Attention<'_>, &[f32]) -> Vec<f32>,
+    ) -> Result<Tensor> {
+        let qkv = self.qkv.forward(x)?.f_to_kind(Kind::Float)?;
+        // SAFETY: nobody else has it.
+        let numbers = unsafe { elements(&qkv)? };
+        let attended = attend(&self.for_decode(Copy::Loaded)?, numbers);
+        let attended = Tensor::f_from_slice(&attended)?.f_reshape([qkv.size2()?.0, -1])?;
+        self.output.forward(&in_kind(&attended, x.kind())?)
     }
 
     /// What one sequence's tokens get from its context, before the output projection, `[T, heads · head_dim]`.

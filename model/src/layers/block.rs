@@ -117,6 +117,17 @@ impl Block {
         self.behind_attention(x, attended)
     }
 
+    /// The same with attention that is computed elsewhere; see [`Attention::forward_with`].
+    pub(crate) fn forward_with(
+        &self,
+        x: &Tensor,
+        attend: impl FnOnce(&decode::Attention<'_>, &[f32]) -> Vec<f32>,
+    ) -> Result<Tensor> {
+        let normed = self.before_attention.forward(x)?;
+        let attended = self.attention.forward_with(&normed, attend)?;
+        self.behind_attention(x, attended)
+    }
+
     /// The same of tokens at scattered positions; see [`Attention::forward_scattered`].
     pub(crate) fn forward_scattered(
         &self,

@@ -1,5 +1,7 @@
-//! Sixteen queries of neighbouring tokens over one piece: a query to a lane, so that nothing is summed
+//! Queries of neighbouring tokens over one piece, sixteen at a time: a query to a lane, so that nothing is summed
 //! across lanes, and every number of a key or value is used sixteen times at once.
+//!
+//! In bf16, a processor that multiplies pairs of them takes two numbers at once (`pairs.rs`).
 
 use crate::decode::wide::{LANES, Numbers, Vector};
 use std::ops::Range;
@@ -10,7 +12,7 @@ const ABREAST: usize = 8;
 const TILE: usize = 32;
 /// The score of a key that is not seen: far below any other, and finite, so that a query that sees nothing
 /// of a piece gets numbers that count for nothing in the merge.
-const HIDDEN: f32 = -1e30;
+pub(super) const HIDDEN: f32 = -1e30;
 
 /// What sixteen queries ask of a piece.
 pub(super) struct Lanes<'a> {
@@ -23,7 +25,6 @@ pub(super) struct Lanes<'a> {
 /// The queries over `keys` and `values [tokens, width]`: writes Σ weight · value of each to
 /// `to [queries, width]` and gives the largest score of each and the sum of its weights.
 #[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "see `few::read_few`")]
 pub(super) fn read<V: Vector, E: Numbers>(
     lanes: &Lanes<'_>,
     (keys, values): (&[E], &[E]),
@@ -37,13 +38,23 @@ pub(super) fn read<V: Vector, E: Numbers>(
     let (largest, sums) = weigh::<V>(&mut scores);
     let mut totals = vec![[0.0; LANES]; width];
     gather::<V, E>(values, &scores, &mut wide, &mut totals);
-    let count = to.len() / width;
-    for (lane, to) in to.chunks_exact_mut(width).enumerate() {
-        for (to, totals) in to.iter_mut().zip(&totals) {
+    by_query(&totals, to);
+    largest
+        .into_iter()
+        .zip(sums)
+        .take(to.len() / width)
+        .collect()
+}
+
+/// Numbers `[width, lanes]` as `to [queries, width]`.
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "see `few::read_few`")]
+pub(super) fn by_query(totals: &[[f32; LANES]], to: &mut [f32]) {
+    for (lane, to) in to.chunks_exact_mut(totals.len()).enumerate() {
+        for (to, totals) in to.iter_mut().zip(totals) {
             *to = totals[lane];
         }
     }
-    largest.into_iter().zip(sums).take(count).collect()
 }
 
 /// The score of each query over each key.
@@ -91,7 +102,7 @@ fn score<V: Vector, E: Numbers>(
 
 /// Takes away the scores of keys that a query does not see.
 #[inline(always)]
-fn hide(seen: &[Range<usize>; LANES], scores: &mut [[f32; LANES]]) {
+pub(super) fn hide(seen: &[Range<usize>; LANES], scores: &mut [[f32; LANES]]) {
     let tokens = scores.len();
     if seen.iter().all(|seen| *seen == (0..tokens)) {
         return;

@@ -1,7 +1,7 @@
 //! The vectors of x86-64 processors. Every function here is sound only on a processor that has the
 //! instructions, which [`widest`](super::widest) sees to: nothing else can name these types.
 
-use super::{EightBits, FourBits, LANES, Vector, Whole, Work, in_one};
+use super::{EightBits, FourBits, LANES, PairLanes, Pairs, Vector, Whole, Work, in_one};
 use half::{bf16, f16};
 #[cfg_attr(
     not(test),
@@ -28,6 +28,12 @@ pub(super) fn has_avx2() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
 pub(super) fn with_avx512<W: Work>(work: W) -> W::Output {
     work.run::<One>()
+}
+
+/// The same where the processor has `avx512bf16`, too.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512bf16,avx2,fma,f16c")]
+pub(super) fn with_pairs<W: Work>(work: W) -> W::Output {
+    work.run_in_pairs::<One>()
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -215,6 +221,67 @@ impl Vector for One {
             Self(_mm512_add_ps(low, high))
         }
     }
+}
+
+/// Only [`with_pairs`] knows that this is one.
+impl Pairs for One {
+    #[inline(always)]
+    fn add_products(self, pairs: &PairLanes, by: &[bf16; 2]) -> Self {
+        // SAFETY: see above; a pair has as many bytes as an i32.
+        unsafe {
+            let pairs = _mm512_loadu_si512(pairs.as_ptr().cast());
+            let by = _mm512_set1_epi32(by.as_ptr().cast::<i32>().read_unaligned());
+            Self(dot_pairs(self.0, pairs, by))
+        }
+    }
+    #[inline(always)]
+    fn pair(first: Self, second: Self, to: &mut PairLanes) {
+        // SAFETY: see above.
+        unsafe {
+            let upper = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(nearest(second.0)));
+            let lower = _mm512_srli_epi32::<16>(nearest(first.0));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_or_si512(upper, lower));
+        }
+    }
+    #[inline(always)]
+    fn beside(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut PairLanes) {
+        // SAFETY: see above.
+        unsafe {
+            let lower = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.as_ptr().cast()));
+            let upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.as_ptr().cast()));
+            let upper = _mm512_slli_epi32::<16>(upper);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_or_si512(upper, lower));
+        }
+    }
+    #[inline(always)]
+    fn rounded(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let upper = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(nearest(self.0)));
+            Self(_mm512_castsi512_ps(upper))
+        }
+    }
+}
+
+/// Products of pairs of bf16, added up in f32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot_pairs(to: __m512, pairs: __m512i, by: __m512i) -> __m512 {
+    // SAFETY: both are 32 numbers of 16 bits, whatever they are called.
+    unsafe {
+        _mm512_dpbf16_ps(
+            to,
+            std::mem::transmute::<__m512i, __m512bh>(pairs),
+            std::mem::transmute::<__m512i, __m512bh>(by),
+        )
+    }
+}
+
+/// Finite numbers plus half a step of bf16, ties away from 0: their upper halves are the nearest bf16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn nearest(numbers: __m512) -> __m512i {
+    _mm512_add_epi32(_mm512_castps_si512(numbers), _mm512_set1_epi32(0x8000))
 }
 
 impl Vector for Two {
