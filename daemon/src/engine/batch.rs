@@ -9,8 +9,6 @@ use crate::engine::sequence::{Phase, Sequence};
 /// Tokens of a prefill step while others decode or edit: at least, and at most.
 const LEAST_BESIDE: usize = 8;
 const MOST_BESIDE: usize = 256;
-/// What decoding sequences wait for somebody's prompt, against their own step's time.
-const SHARE: f64 = 1.25;
 
 /// How long steps take, learned as they are done: a prefill step beside others has so many tokens that
 /// whoever decodes waits about as long for a prompt as for its own step, on any machine. Where more prompts
@@ -43,7 +41,7 @@ impl Pace {
             return LEAST_BESIDE;
         };
         let each = round.prompts as f64 / round.decode.len().max(1) as f64;
-        let wanted = self.decode * SHARE * each.max(1.0);
+        let wanted = self.decode * each.max(1.0);
         // A cast saturates.
         ((wanted / token) as usize).clamp(LEAST_BESIDE, MOST_BESIDE)
     }
@@ -118,9 +116,9 @@ mod tests {
 
     #[test]
     fn a_prompt_takes_about_as_long_as_those_who_decode_beside_it() {
-        assert_eq!(tokens(40, 1), 50);
-        assert_eq!(tokens(40, 2), 50);
-        assert_eq!(tokens(40, 4), 100);
+        assert_eq!(tokens(40, 1), 40);
+        assert_eq!(tokens(40, 2), 40);
+        assert_eq!(tokens(40, 4), 80);
         assert_eq!(tokens(1, 1), LEAST_BESIDE);
         assert_eq!(tokens(1000, 1), MOST_BESIDE);
     }
