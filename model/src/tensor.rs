@@ -195,7 +195,15 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn narrow(number: f32) -> Self {
-        Self::from_f32(number)
+        // To the nearest, to the even one of two. (`bf16::from_f32` is the same with a branch for NaN.)
+        let bits = number.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        let bits = if number.is_nan() {
+            bits | 0x40_0000
+        } else {
+            rounded
+        };
+        Self::from_bits((bits >> 16) as u16)
     }
 }
 
@@ -357,4 +365,39 @@ pub(crate) fn int(value: usize) -> i64 {
 pub fn ids(ids: &[u32], device: Device) -> Result<Tensor> {
     let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     Ok(Tensor::f_from_slice(&ids)?.f_to_device(device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Element;
+    use half::bf16;
+
+    #[test]
+    fn numbers_are_narrowed_as_the_library_for_halves_does() {
+        let ends = [
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::MIN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            -f32::NAN,
+        ];
+        // Of every exponent, and halves between two, which go to the even one.
+        let some = (0..=0xffff_u32).map(|upper| upper << 16);
+        let bits = some.flat_map(|bits| {
+            [
+                bits,
+                bits | 0x7fff,
+                bits | 0x8000,
+                bits | 0x8001,
+                bits | 0x1234,
+            ]
+        });
+        for number in bits.map(f32::from_bits).chain(ends) {
+            let (found, right) = (<bf16 as Element>::narrow(number), bf16::from_f32(number));
+            assert_eq!(found.to_bits(), right.to_bits(), "{number:e}");
+        }
+    }
 }

@@ -200,52 +200,47 @@ fn keep<E: Numbers>(
     let width = attention.head_dim;
     let (_, kv) = qkv.split_at(attention.heads * width);
     let (k, v) = kv.split_at(attention.kv_heads * width);
-    let Some(here) = turns.first() else {
+    let Some(angles) = turns.first() else {
         return;
     };
-    for (head, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-        let at = (head * memory.rows + row) * width;
-        let mut key = normed_head(k, attention.k_norm);
-        turn(&mut key, here);
-        if let Some(kept) = memory.keys.get_mut(at..at + width) {
-            narrow(&key, kept);
-        }
-        if let Some(kept) = memory.values.get_mut(at..at + width) {
-            narrow(v, kept);
+    let mut keys = k.to_vec();
+    norm_heads(&mut keys, attention.k_norm);
+    widest(Turned {
+        heads: &mut keys,
+        angles,
+    });
+    for (from, to) in [(&keys[..], &mut *memory.keys), (v, &mut *memory.values)] {
+        for (head, from) in from.chunks_exact(width).enumerate() {
+            let at = (head * memory.rows + row) * width;
+            if let Some(to) = to.get_mut(at..at + width) {
+                widest(Narrowed { from, to });
+            }
         }
     }
 }
 
 /// One token's queries for each turn, scaled, `[turns, heads, head_dim]`.
 fn queries_of(attention: &Attention<'_>, qkv: &[f32], turns: &[Turn]) -> Vec<f32> {
-    let width = attention.head_dim;
-    let (q, _) = qkv.split_at(attention.heads * width);
-    let plain: Vec<f32> = q
-        .chunks_exact(width)
-        .flat_map(|head| normed_head(head, attention.q_norm))
-        .map(|number| number * attention.scale)
-        .collect();
-    let mut queries = Vec::with_capacity(turns.len() * plain.len());
-    for angles in turns {
-        let start = queries.len();
-        queries.extend_from_slice(&plain);
-        let turned = queries.get_mut(start..).unwrap_or_default();
-        for head in turned.chunks_exact_mut(width) {
-            turn(head, angles);
-        }
+    let (q, _) = qkv.split_at(attention.heads * attention.head_dim);
+    let mut plain = q.to_vec();
+    norm_heads(&mut plain, attention.q_norm);
+    for number in &mut plain {
+        *number *= attention.scale;
+    }
+    let mut queries = plain.repeat(turns.len());
+    for (heads, angles) in queries.chunks_exact_mut(plain.len()).zip(turns) {
+        widest(Turned { heads, angles });
     }
     queries
 }
 
-fn normed_head(head: &[f32], norm: Option<Norm<'_>>) -> Vec<f32> {
-    let mut own = head.to_vec();
+/// Norms each of `heads`, where there is a norm.
+fn norm_heads(heads: &mut [f32], norm: Option<Norm<'_>>) {
     if let Some(norm) = norm {
-        widest(Normed {
-            norm,
-            row: &mut own,
-        });
+        for row in heads.chunks_exact_mut(norm.weight.len().max(1)) {
+            widest(Normed { norm, row });
+        }
     }
-    own
 }
 
 /// What the queries of one sequence's tokens see in this layer.
@@ -288,12 +283,24 @@ fn sequence<'a, E>(
     }
 }
 
-/// Turns one head in the half-split form (see `layers::rope`).
-fn turn(head: &mut [f32], angles: &Turn) {
-    let (first, second) = head.split_at_mut(head.len() / 2);
-    let angles = angles.cos.iter().zip(&angles.sin);
-    for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+/// One token's heads, turned in their own place in the half-split form (see `layers::rope`).
+struct Turned<'a> {
+    heads: &'a mut [f32],
+    angles: &'a Turn,
+}
+
+impl Work for Turned<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Turn { cos, sin } = self.angles;
+        for head in self.heads.chunks_exact_mut(2 * cos.len().max(1)) {
+            let (first, second) = head.split_at_mut(cos.len());
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
     }
 }
 
@@ -390,10 +397,20 @@ fn activated<V: Vector>(activation: Activation, x: V) -> V {
     x.divide(opposite.plus(V::splat(1.0)))
 }
 
-/// Rounds to what `to` can hold.
-fn narrow<E: Numbers>(from: &[f32], to: &mut [E]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = E::narrow(*from);
+/// Numbers rounded to what `to` can hold.
+struct Narrowed<'a, E> {
+    from: &'a [f32],
+    to: &'a mut [E],
+}
+
+impl<E: Numbers> Work for Narrowed<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        for (to, from) in self.to.iter_mut().zip(self.from) {
+            *to = E::narrow(*from);
+        }
     }
 }
 

@@ -223,12 +223,6 @@ async fn each_once(victim: &mut Victim, count: usize) {
 }
 
 #[tokio::test]
-async fn a_warm_up_that_is_killed_and_sent_again_ends_with_each_document_once() {
-    warm_and_kill(100, 4).await;
-}
-
-#[tokio::test]
-#[ignore = "takes minutes: for the night"]
-async fn a_thousand_documents_are_warmed_through_ten_kills() {
+async fn a_thousand_documents_that_are_warmed_through_ten_kills_are_there_once_each() {
     warm_and_kill(1000, 10).await;
 }
