@@ -20,7 +20,7 @@ mod wide;
 
 use crate::error::{Error, Result};
 use crate::kv::SequenceKv;
-use crate::tensor::{NoGrad, elements, in_kind, int, threads};
+use crate::tensor::{NoGrad, elements, int, threads};
 use crate::transformer::{Input, Transformer};
 use half::bf16;
 use std::ops::Range;
@@ -185,7 +185,7 @@ impl Transformer {
             })?;
         }
         kv.advance(tokens);
-        in_kind(&self.norm.forward(&x)?, self.kind)
+        self.norm.forward(&x)
     }
 
     /// The step itself, on the CPU: appends its `ids` to each sequence.

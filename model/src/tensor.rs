@@ -297,22 +297,19 @@ pub(crate) fn in_kind(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
 /// f32 units, and false where matrix units (AMX) or double-rate units (AMD) do it. Known from the
 /// processor's features, so that a machine gives the same numbers at every start.
 pub fn multiplies_f32_faster(device: Device) -> bool {
-    let here = *UNITS;
-    device == Device::Cpu && here.known && !here.matrices && !here.double_rate
+    let known = cfg!(target_arch = "x86_64");
+    device == Device::Cpu && known && !UNITS.matrices && !UNITS.double_rate
 }
 
 /// Whether this processor's vectors multiply pairs of bf16 at twice the rate of f32, and it has no matrix units, which
 /// would be faster still.
-pub(crate) fn multiplies_pairs_faster(device: Device) -> bool {
-    let here = *UNITS;
-    device == Device::Cpu && here.double_rate && !here.matrices && cpu_has_bf16()
+pub(crate) fn multiplies_pairs_faster() -> bool {
+    UNITS.double_rate && !UNITS.matrices && cpu_has_bf16()
 }
 
 /// What a processor multiplies bf16 with.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Units {
-    /// Whether anything is known of it.
-    known: bool,
     /// AMX for bf16, and the system lets us use it.
     matrices: bool,
     /// AMD's vectors.
@@ -328,7 +325,6 @@ static UNITS: LazyLock<Units> = LazyLock::new(|| {
         const AMX_BF16: u32 = 1 << 22;
         let vendor = __cpuid(0);
         Units {
-            known: true,
             matrices: vendor.eax >= 7 && __cpuid_count(7, 0).edx & AMX_BF16 != 0,
             double_rate: [vendor.ebx, vendor.edx, vendor.ecx]
                 == [0x6874_7541, 0x6974_6e65, 0x444d_4163],

@@ -275,7 +275,8 @@ impl Transformer {
             return Err(Error::Invalid("there are no tokens to compute".to_owned()));
         }
         kv.make_room(tokens)?;
-        match self.kind == Kind::BFloat16 && multiplies_pairs_faster(self.device) {
+        let on_cpu = self.device == Device::Cpu;
+        match on_cpu && self.kind == Kind::BFloat16 && multiplies_pairs_faster() {
             true => self.through_both(&x, kv),
             false => self.through(&x, &mut [kv]),
         }

@@ -10,8 +10,6 @@ use crate::tensor::Element;
 #[cfg(target_arch = "x86_64")]
 use crate::tensor::multiplies_pairs_faster;
 use half::{bf16, f16};
-#[cfg(target_arch = "x86_64")]
-use tch::Device;
 
 /// Numbers in a vector.
 pub(crate) const LANES: usize = 16;
@@ -110,11 +108,11 @@ pub(crate) type PairLanes = [[bf16; 2]; LANES];
 pub(crate) trait Pairs: Vector {
     /// `self + pair₀ · by₀ + pair₁ · by₁`, the same `by` for each lane.
     fn add_products(self, pairs: &PairLanes, by: &[bf16; 2]) -> Self;
-    /// Both, rounded to bf16: the first numbers of pairs, and the second ones.
+    /// Numbers that are [`Self::rounded`]: the first ones of pairs, and the second ones.
     fn pair(first: Self, second: Self, to: &mut PairLanes);
     /// Each number of `first` with its counterpart.
     fn beside(first: &[bf16; LANES], second: &[bf16; LANES], to: &mut PairLanes);
-    /// What [`Self::pair`] rounds to, as f32.
+    /// The nearest bf16 of finite numbers, of two the one away from 0; as f32.
     fn rounded(self) -> Self;
 }
 
@@ -135,7 +133,7 @@ pub(crate) trait Work: Sized {
 pub(crate) fn widest<W: Work>(work: W) -> W::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if x86::has_avx512() && multiplies_pairs_faster(Device::Cpu) {
+        if x86::has_avx512() && multiplies_pairs_faster() {
             // SAFETY: the processor has the instructions.
             return unsafe { x86::with_pairs(work) };
         }

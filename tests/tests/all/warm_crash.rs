@@ -136,7 +136,9 @@ fn text(number: usize) -> String {
     letters.collect::<Vec<_>>().join(" ")
 }
 
-async fn warm_and_kill(count: usize, kills: usize) {
+#[tokio::test]
+async fn a_thousand_documents_that_are_warmed_through_ten_kills_are_there_once_each() {
+    let (count, kills): (usize, usize) = (1000, 10);
     let (data, model) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     write_directory(model.path(), 1);
     let documents: Vec<_> = (0..count)
@@ -220,9 +222,4 @@ async fn each_once(victim: &mut Victim, count: usize) {
         .unwrap()
         .into_inner();
     assert_eq!(stats.packets as usize, count);
-}
-
-#[tokio::test]
-async fn a_thousand_documents_that_are_warmed_through_ten_kills_are_there_once_each() {
-    warm_and_kill(1000, 10).await;
 }

@@ -12,7 +12,7 @@ const ABREAST: usize = 8;
 const TILE: usize = 32;
 /// The score of a key that is not seen: far below any other, and finite, so that a query that sees nothing
 /// of a piece gets numbers that count for nothing in the merge.
-pub(super) const HIDDEN: f32 = -1e30;
+const HIDDEN: f32 = -1e30;
 
 /// What sixteen queries ask of a piece.
 pub(super) struct Lanes<'a> {
@@ -116,13 +116,20 @@ pub(super) fn hide(seen: &[Range<usize>; LANES], scores: &mut [[f32; LANES]]) {
     }
 }
 
+/// The largest score of each query.
+#[inline(always)]
+pub(super) fn largest<V: Vector>(scores: &[[f32; LANES]]) -> V {
+    let mut most = V::splat(HIDDEN);
+    for scores in scores {
+        most = most.at_least(V::load(scores));
+    }
+    most
+}
+
 /// Turns scores into exponentials below each query's largest; these, and the sums.
 #[inline(always)]
 fn weigh<V: Vector>(scores: &mut [[f32; LANES]]) -> ([f32; LANES], [f32; LANES]) {
-    let mut most = V::splat(HIDDEN);
-    for scores in &*scores {
-        most = most.at_least(V::load(scores));
-    }
+    let most = largest::<V>(scores);
     let below = most.multiply(V::splat(-1.0));
     let mut sum = V::splat(0.0);
     for scores in scores {

@@ -1,9 +1,9 @@
 //! As `many`, of keys and values in bf16 on a processor that multiplies two of them at once: a pair of a key's numbers
 //! with a pair of each query's, and values of two neighbouring tokens with their two weights.
 //!
-//! Queries and weights are rounded to bf16 for that, as libtorch rounds them; sums are in f32.
+//! Queries and weights are rounded to bf16 for that, as they are where libtorch attends; sums are in f32.
 
-use super::many::{HIDDEN, Lanes, by_query, hide};
+use super::many::{Lanes, by_query, hide, largest};
 use crate::decode::wide::{LANES, PairLanes, Pairs};
 use half::bf16;
 
@@ -70,7 +70,7 @@ fn lay_out<V: Pairs>(lanes: &Lanes<'_>, queries: &mut [PairLanes]) {
         }
     }
     for (to, [first, second]) in queries.iter_mut().zip(&both) {
-        V::pair(V::load(first), V::load(second), to);
+        V::pair(V::load(first).rounded(), V::load(second).rounded(), to);
     }
 }
 
@@ -113,10 +113,7 @@ fn weigh<V: Pairs>(
     scores: &[[f32; LANES]],
     weights: &mut [PairLanes],
 ) -> ([f32; LANES], [f32; LANES]) {
-    let mut most = V::splat(HIDDEN);
-    for scores in scores {
-        most = most.at_least(V::load(scores));
-    }
+    let most = largest::<V>(scores);
     let below = most.multiply(V::splat(-1.0));
     let mut sum = V::splat(0.0);
     for (scores, to) in scores.chunks(2).zip(weights) {

@@ -238,9 +238,9 @@ impl Pairs for One {
     fn pair(first: Self, second: Self, to: &mut PairLanes) {
         // SAFETY: see above.
         unsafe {
-            let upper = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(nearest(second.0)));
-            let lower = _mm512_srli_epi32::<16>(nearest(first.0));
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_or_si512(upper, lower));
+            let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(first.0));
+            let both = _mm512_or_si512(_mm512_castps_si512(second.0), lower);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
         }
     }
     #[inline(always)]
@@ -257,7 +257,9 @@ impl Pairs for One {
     fn rounded(self) -> Self {
         // SAFETY: see above.
         unsafe {
-            let upper = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(nearest(self.0)));
+            let half_a_step = _mm512_set1_epi32(0x8000);
+            let up = _mm512_add_epi32(_mm512_castps_si512(self.0), half_a_step);
+            let upper = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(up));
             Self(_mm512_castsi512_ps(upper))
         }
     }
@@ -275,13 +277,6 @@ fn dot_pairs(to: __m512, pairs: __m512i, by: __m512i) -> __m512 {
             std::mem::transmute::<__m512i, __m512bh>(by),
         )
     }
-}
-
-/// Finite numbers plus half a step of bf16, ties away from 0: their upper halves are the nearest bf16.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn nearest(numbers: __m512) -> __m512i {
-    _mm512_add_epi32(_mm512_castps_si512(numbers), _mm512_set1_epi32(0x8000))
 }
 
 impl Vector for Two {
