@@ -6,11 +6,13 @@
 
 mod few;
 mod many;
+mod merge;
 mod pairs;
 
 use super::team::Crew;
 use super::wide::{LANES, Numbers, Pairs, Vector, Work, widest};
 use many::Lanes;
+use merge::{Got, Merging};
 use std::ops::Range;
 
 /// Keys of one piece.
@@ -107,60 +109,62 @@ struct Piece {
     tokens: usize,
 }
 
-/// What a block's queries got from a piece.
-struct Seen {
-    piece: Piece,
-    /// The largest score and the sum of exponentials below it, of each query.
-    weights: Vec<(f32, f32)>,
-    /// Σ exp(score − largest) · value, `[queries, head_dim]`.
-    values: Vec<f32>,
-}
-
 /// Attention of every sequence's tokens; `out [tokens, heads · head_dim]`.
 pub(crate) fn attend<E: Numbers>(
     crew: &mut Crew<'_>,
     sequences: &[Sequence<'_, E>],
     out: &mut [f32],
 ) {
-    let (blocks, mut seen) = laid_out(sequences);
-    crew.chunks(&mut seen, 1, |_, seen| {
-        for seen in seen {
-            widest(Reading {
-                sequences,
-                blocks: &blocks,
-                seen,
+    let (blocks, pieces) = laid_out(sequences);
+    let mut got: Vec<Got> = pieces.iter().map(|_| Got::Nothing).collect();
+    crew.chunks(&mut got, 1, |index, got| {
+        let sight = pieces
+            .get(index)
+            .and_then(|piece| Sight::of(sequences, &blocks, *piece));
+        if let (Some(sight), [got]) = (sight, got) {
+            *got = widest(Reading(sight));
+        }
+    });
+    let mut merged = vec![Vec::new(); blocks.len()];
+    crew.chunks(&mut merged, 1, |index, merged| {
+        let block = blocks.get(index);
+        let parts = block.and_then(|block| got.get(block.pieces.clone()));
+        if let (Some(block), Some(parts), [merged]) = (block, parts, merged) {
+            *merged = widest(Merging {
+                parts,
+                queries: block.queries.len(),
+                width: sequences
+                    .get(block.sequence)
+                    .map_or(0, |sequence| sequence.queries.head_dim),
             });
         }
     });
-    let each = sequences.iter().enumerate();
-    let each = each.flat_map(|(index, sequence)| {
-        (0..sequence.queries.tokens.len()).map(move |token| (index, sequence, token))
-    });
-    let each: Vec<_> = each.collect();
-    let width = out.len() / each.len().max(1);
-    crew.chunks(out, width, |row, out| {
-        let Some((index, sequence, token)) = each.get(row) else {
-            return;
-        };
-        let (group, width) = (sequence.queries.group(), sequence.queries.head_dim);
-        for block in blocks.iter().filter(|block| block.sequence == *index) {
-            let seen = seen.get(block.pieces.clone()).unwrap_or_default();
-            for head in 0..group {
-                let query = token * group + head;
-                let at = (block.kv_head * group + head) * width;
-                if let (true, Some(out)) =
-                    (block.queries.contains(&query), out.get_mut(at..at + width))
-                {
-                    merge(seen, query - block.queries.start, out);
+    let mut rest = out;
+    let mut blocks = blocks.iter().zip(&merged).peekable();
+    for (index, sequence) in sequences.iter().enumerate() {
+        let queries = &sequence.queries;
+        let size = queries.tokens.len() * queries.heads * queries.head_dim;
+        let (own, behind) = std::mem::take(&mut rest).split_at_mut(size);
+        while let Some((block, merged)) = blocks.next_if(|(block, _)| block.sequence == index) {
+            for (query, merged) in block
+                .queries
+                .clone()
+                .zip(merged.chunks_exact(queries.head_dim))
+            {
+                let head = block.kv_head * queries.group() + query % queries.group();
+                let at = (query / queries.group() * queries.heads + head) * queries.head_dim;
+                if let Some(own) = own.get_mut(at..at + queries.head_dim) {
+                    own.copy_from_slice(merged);
                 }
             }
         }
-    });
+        rest = behind;
+    }
 }
 
-/// All blocks, and all pieces of which nothing is seen yet.
-fn laid_out<E>(sequences: &[Sequence<'_, E>]) -> (Vec<Block>, Vec<Seen>) {
-    let (mut blocks, mut all) = (Vec::new(), Vec::new());
+/// All blocks, sequence after sequence, and all pieces.
+fn laid_out<E>(sequences: &[Sequence<'_, E>]) -> (Vec<Block>, Vec<Piece>) {
+    let (mut blocks, mut pieces) = (Vec::new(), Vec::new());
     for (index, sequence) in sequences.iter().enumerate() {
         let queries = &sequence.queries;
         let count = queries.tokens.len() * queries.group();
@@ -172,20 +176,17 @@ fn laid_out<E>(sequences: &[Sequence<'_, E>]) -> (Vec<Block>, Vec<Seen>) {
             for first in (0..count).step_by(size.max(1)) {
                 let own = first..count.min(first + size);
                 let last = (own.end - 1) / queries.group().max(1);
-                let begin = all.len();
+                let begin = pieces.len();
                 for (stretch, lie) in sequence.stretches.iter().enumerate() {
                     let seen = sequence.seen(last, lie.at, lie.tokens).end;
-                    for from in (0..seen).step_by(PIECE) {
-                        let piece = Piece {
+                    let whole = lie.at + lie.tokens <= sequence.position;
+                    let size = if whole { even(lie.tokens) } else { PIECE };
+                    for from in (0..seen).step_by(size) {
+                        pieces.push(Piece {
                             block: blocks.len(),
                             stretch,
                             from,
-                            tokens: PIECE.min(lie.tokens - from),
-                        };
-                        all.push(Seen {
-                            piece,
-                            weights: Vec::new(),
-                            values: Vec::new(),
+                            tokens: size.min(lie.tokens - from),
                         });
                     }
                 }
@@ -193,62 +194,55 @@ fn laid_out<E>(sequences: &[Sequence<'_, E>]) -> (Vec<Block>, Vec<Seen>) {
                     sequence: index,
                     kv_head,
                     queries: own,
-                    pieces: begin..all.len(),
+                    pieces: begin..pieces.len(),
                 });
             }
         }
     }
-    (blocks, all)
+    (blocks, pieces)
+}
+
+/// Tokens of each piece of a stretch that grows no more, so that none is much shorter than the others.
+fn even(tokens: usize) -> usize {
+    let pieces = (tokens + PIECE / 2) / PIECE;
+    tokens.div_ceil(pieces.max(1)).next_multiple_of(LANES)
 }
 
 /// The reading of one piece.
-struct Reading<'a, 'b, E> {
-    sequences: &'a [Sequence<'b, E>],
-    blocks: &'a [Block],
-    seen: &'a mut Seen,
-}
+struct Reading<'a, 'b, E>(Sight<'a, 'b, E>);
 
 impl<E: Numbers> Work for Reading<'_, '_, E> {
-    type Output = ();
+    type Output = Got;
 
     #[inline(always)]
-    fn run<V: Vector>(self) {
-        let Some(sight) = Sight::of(self.sequences, self.blocks, self.seen.piece) else {
-            return;
-        };
-        let Seen {
-            weights, values, ..
-        } = self.seen;
-        values.resize(sight.block.queries.len() * sight.width, 0.0);
-        *weights = match sight.alone() {
-            Some(queries) => few::read::<V, E>(queries, sight.lie, values, sight.width),
-            None => {
-                let lanes = sight.lanes();
-                let each = lanes.iter().zip(values.chunks_mut(LANES * sight.width));
-                let mut all = Vec::with_capacity(sight.block.queries.len());
-                for (lanes, values) in each {
-                    all.extend(many::read::<V, E>(lanes, sight.lie, values, sight.width));
-                }
-                all
-            }
-        };
+    fn run<V: Vector>(self) -> Got {
+        let Self(sight) = self;
+        if let Some(queries) = sight.alone() {
+            let mut values = vec![0.0; queries.len()];
+            let weights = few::read::<V, E>(queries, sight.lie, &mut values, sight.width);
+            return Got::Few { weights, values };
+        }
+        let lanes = sight.lanes();
+        let mut values = vec![[0.0; LANES]; lanes.len() * sight.width];
+        let mut weights = Vec::with_capacity(lanes.len());
+        for (lanes, values) in lanes.iter().zip(values.chunks_exact_mut(sight.width)) {
+            weights.push(many::read::<V, E>(lanes, sight.lie, values));
+        }
+        Got::Many { weights, values }
     }
 
     #[inline(always)]
-    fn run_in_pairs<V: Pairs>(self) {
-        let Some(sight) = Sight::of(self.sequences, self.blocks, self.seen.piece) else {
-            return;
-        };
+    fn run_in_pairs<V: Pairs>(self) -> Got {
+        let Self(sight) = &self;
         let (keys, values) = sight.lie;
         let halves = E::halves(keys).zip(E::halves(values));
         let (Some(lie), true, None) = (halves, sight.width.is_multiple_of(2), sight.alone()) else {
             return self.run::<V>();
         };
-        let Seen {
-            weights, values, ..
-        } = self.seen;
-        values.resize(sight.block.queries.len() * sight.width, 0.0);
-        *weights = pairs::read::<V>(&sight.lanes(), lie, values, sight.width);
+        let lanes = sight.lanes();
+        let mut values = vec![[0.0; LANES]; lanes.len() * sight.width];
+        let weights = pairs::read::<V>(&lanes, lie, &mut values, sight.width);
+        Got::Many { weights, values }
     }
 }
 
@@ -311,28 +305,6 @@ impl<'a, 'b, E> Sight<'a, 'b, E> {
             all.push(lanes);
         }
         all
-    }
-}
-
-/// What one query of a block got from all pieces, as if they had been one.
-fn merge(seen: &[Seen], query: usize, out: &mut [f32]) {
-    let weights = |seen: &Seen| seen.weights.get(query).copied().unwrap_or((0.0, 0.0));
-    let largest = seen
-        .iter()
-        .fold(f32::NEG_INFINITY, |most, seen| most.max(weights(seen).0));
-    let mut total = 0.0_f32;
-    out.fill(0.0);
-    for seen in seen {
-        let (own, sum) = weights(seen);
-        let share = (own - largest).exp();
-        total += sum * share;
-        let values = seen.values.chunks_exact(out.len().max(1)).nth(query);
-        for (out, value) in out.iter_mut().zip(values.unwrap_or_default()) {
-            *out += value * share;
-        }
-    }
-    for out in out {
-        *out /= total;
     }
 }
 

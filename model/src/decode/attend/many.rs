@@ -3,6 +3,7 @@
 //!
 //! In bf16, a processor that multiplies pairs of them takes two numbers at once (`pairs.rs`).
 
+use super::merge::Weights;
 use crate::decode::wide::{LANES, Numbers, Vector};
 use std::ops::Range;
 
@@ -22,28 +23,22 @@ pub(super) struct Lanes<'a> {
     pub(super) seen: [Range<usize>; LANES],
 }
 
-/// The queries over `keys` and `values [tokens, width]`: writes Σ weight · value of each to
-/// `to [queries, width]` and gives the largest score of each and the sum of its weights.
+/// The queries over `keys` and `values [tokens, width]`: writes Σ weight · value of each to `totals [width]`, which are
+/// zeros.
 #[inline(always)]
 pub(super) fn read<V: Vector, E: Numbers>(
     lanes: &Lanes<'_>,
     (keys, values): (&[E], &[E]),
-    to: &mut [f32],
-    width: usize,
-) -> Vec<(f32, f32)> {
+    totals: &mut [[f32; LANES]],
+) -> Weights {
+    let width = totals.len();
     let mut scores = vec![[0.0; LANES]; keys.len() / width];
     let mut wide = vec![0.0; TILE * width];
     score::<V, E>(lanes, keys, &mut wide, &mut scores);
     hide(&lanes.seen, &mut scores);
-    let (largest, sums) = weigh::<V>(&mut scores);
-    let mut totals = vec![[0.0; LANES]; width];
-    gather::<V, E>(values, &scores, &mut wide, &mut totals);
-    by_query(&totals, to);
-    largest
-        .into_iter()
-        .zip(sums)
-        .take(to.len() / width)
-        .collect()
+    let weights = weigh::<V>(&mut scores);
+    gather::<V, E>(values, &scores, &mut wide, totals);
+    weights
 }
 
 /// Numbers `[width, lanes]` as `to [queries, width]`.
@@ -128,7 +123,7 @@ pub(super) fn largest<V: Vector>(scores: &[[f32; LANES]]) -> V {
 
 /// Turns scores into exponentials below each query's largest; these, and the sums.
 #[inline(always)]
-fn weigh<V: Vector>(scores: &mut [[f32; LANES]]) -> ([f32; LANES], [f32; LANES]) {
+fn weigh<V: Vector>(scores: &mut [[f32; LANES]]) -> Weights {
     let most = largest::<V>(scores);
     let below = most.multiply(V::splat(-1.0));
     let mut sum = V::splat(0.0);
@@ -137,10 +132,7 @@ fn weigh<V: Vector>(scores: &mut [[f32; LANES]]) -> ([f32; LANES], [f32; LANES])
         weights.store(scores);
         sum = sum.plus(weights);
     }
-    let (mut largest, mut sums) = ([0.0; LANES], [0.0; LANES]);
-    most.store(&mut largest);
-    sum.store(&mut sums);
-    (largest, sums)
+    Weights::of(most, sum)
 }
 
 /// Σ weight · value of each query, `totals [width]`.

@@ -3,7 +3,8 @@
 //!
 //! Queries and weights are rounded to bf16 for that, as they are where libtorch attends; sums are in f32.
 
-use super::many::{Lanes, by_query, hide, largest};
+use super::many::{Lanes, hide, largest};
+use super::merge::Weights;
 use crate::decode::wide::{LANES, PairLanes, Pairs};
 use half::bf16;
 
@@ -11,29 +12,26 @@ use half::bf16;
 const ABREAST: usize = 16;
 
 /// Sixteen queries of each of `lanes` over `keys` and `values [tokens, width]`, an even width: writes
-/// Σ weight · value of each to `to [queries, width]` and gives the largest score of each and the sum of its weights.
+/// Σ weight · value of each to `totals [lanes, width]`.
 #[inline(always)]
 pub(super) fn read<V: Pairs>(
     lanes: &[Lanes<'_>],
     (keys, values): (&[bf16], &[bf16]),
-    to: &mut [f32],
+    totals: &mut [[f32; LANES]],
     width: usize,
-) -> Vec<(f32, f32)> {
+) -> Vec<Weights> {
     let tokens = keys.len() / width;
     let values = side_by_side::<V>(values, width);
     let mut queries = vec![[[bf16::ZERO; 2]; LANES]; width / 2];
     let mut scores = vec![[0.0; LANES]; tokens];
     let mut weights = vec![[[bf16::ZERO; 2]; LANES]; tokens.div_ceil(2)];
-    let mut totals = vec![[0.0; LANES]; width];
-    let mut all = Vec::with_capacity(lanes.len() * LANES);
-    for (lanes, to) in lanes.iter().zip(to.chunks_mut(LANES * width)) {
+    let mut all = Vec::with_capacity(lanes.len());
+    for (lanes, totals) in lanes.iter().zip(totals.chunks_exact_mut(width)) {
         lay_out::<V>(lanes, &mut queries);
         score::<V>(&queries, keys, &mut scores);
         hide(&lanes.seen, &mut scores);
-        let (largest, sums) = weigh::<V>(&scores, &mut weights);
-        gather::<V>(&values, &weights, &mut totals);
-        by_query(&totals, to);
-        all.extend(largest.into_iter().zip(sums).take(to.len() / width));
+        all.push(weigh::<V>(&scores, &mut weights));
+        gather::<V>(&values, &weights, totals);
     }
     all
 }
@@ -109,10 +107,7 @@ fn score<V: Pairs>(queries: &[PairLanes], keys: &[bf16], scores: &mut [[f32; LAN
 /// Exponentials of scores below each query's largest, of two neighbouring tokens as a pair; the largest, and the sums
 /// of what was rounded.
 #[inline(always)]
-fn weigh<V: Pairs>(
-    scores: &[[f32; LANES]],
-    weights: &mut [PairLanes],
-) -> ([f32; LANES], [f32; LANES]) {
+fn weigh<V: Pairs>(scores: &[[f32; LANES]], weights: &mut [PairLanes]) -> Weights {
     let most = largest::<V>(scores);
     let below = most.multiply(V::splat(-1.0));
     let mut sum = V::splat(0.0);
@@ -125,10 +120,7 @@ fn weigh<V: Pairs>(
         let [first, second] = two;
         V::pair(first, second, to);
     }
-    let (mut largest, mut sums) = ([0.0; LANES], [0.0; LANES]);
-    most.store(&mut largest);
-    sum.store(&mut sums);
-    (largest, sums)
+    Weights::of(most, sum)
 }
 
 /// Σ weight · value of each query, `totals [width]`.
