@@ -18,7 +18,7 @@ use std::ops::Range;
 /// Keys of one piece.
 const PIECE: usize = 256;
 /// Queries of a block, where a sequence has several tokens: they share a reading of what they see.
-const QUERIES: usize = 4 * LANES;
+const QUERIES: usize = 8 * LANES;
 
 /// A stretch of one layer's context: keys and values of all heads, `[kv_heads, rows, head_dim]` each,
 /// of which rows `from .. from + tokens` are seen.
