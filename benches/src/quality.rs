@@ -3,6 +3,7 @@
 //! The daemon measures by itself (`Adapters.Certify`), on the way that every request goes; here are the
 //! questions, and the same once more without an adapter.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use addenda::adapters::samples::{Biography, Needle, Split};
@@ -74,6 +75,10 @@ pub(crate) struct Arguments {
     /// An adapter's file, as `addenda adapter export` writes it, to be measured in place of the active one.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Have packets computed behind so many documents of the suite's training split, as an operator would name some of
+    /// his own; absent is what ships.
+    #[arg(long)]
+    primer_documents: Option<usize>,
     /// Leave out the packets without an adapter.
     #[arg(long)]
     no_bare: bool,
@@ -86,23 +91,29 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
-    let path = crate::resolve(&arguments.model)?;
     let given = match arguments.suite {
         Suite::Musique => musique(arguments)?,
-        Suite::Biography => (0..arguments.samples as u64)
-            .map(|index| {
-                let documents = BIOGRAPHY_DOCUMENTS;
-                labelled(Biography { documents }.sample(Split::HeldOut, arguments.seed + index))
-            })
-            .collect(),
-        Suite::Needle => needles(arguments, &path)?,
+        Suite::Biography | Suite::Needle => {
+            let first = arguments.seed;
+            made(
+                arguments,
+                Split::HeldOut,
+                first..first + arguments.samples as u64,
+            )?
+        }
     };
     crate::block_on(measure(arguments, given))
 }
 
 async fn measure(arguments: &Arguments, given: Vec<LabelledSample>) -> Result<Value> {
     let folder = crate::temporary_folder()?;
-    let daemon = Daemon::start(&arguments.model, folder.path(), &arguments.serve_flag).await?;
+    let mut flags = arguments.serve_flag.clone();
+    if let Some(documents) = arguments.primer_documents {
+        let path = folder.path().join("primer.txt");
+        std::fs::write(&path, primer(arguments, documents)?).map_err(io(&path.display()))?;
+        flags.push(format!("--primer={}", path.display()));
+    }
+    let daemon = Daemon::start(&arguments.model, folder.path(), &flags).await?;
     if let Some(path) = &arguments.adapter {
         let file = std::fs::read(path).map_err(io(&path.display()))?;
         let request = addenda_proto::addenda::v1::ImportAdapterRequest {
@@ -226,7 +237,35 @@ fn labelled(sample: addenda::adapters::samples::Sample) -> LabelledSample {
     }
 }
 
-fn needles(arguments: &Arguments, path: &Path) -> Result<Vec<LabelledSample>> {
+/// Documents of the training split, one a paragraph and of another sample each.
+fn primer(arguments: &Arguments, documents: usize) -> Result<String> {
+    let samples = made(arguments, Split::Train, 0..documents as u64)?;
+    let first = |sample: &LabelledSample| sample.documents.first().cloned();
+    let paragraphs: Vec<String> = samples.iter().filter_map(first).collect();
+    Ok(paragraphs.join("\n\n"))
+}
+
+/// The samples of these numbers, from the suite's generator.
+fn made(arguments: &Arguments, split: Split, numbers: Range<u64>) -> Result<Vec<LabelledSample>> {
+    match arguments.suite {
+        Suite::Biography => {
+            let documents = BIOGRAPHY_DOCUMENTS;
+            let sample = |number| labelled(Biography { documents }.sample(split, number));
+            Ok(numbers.map(sample).collect())
+        }
+        Suite::Needle => {
+            let path = crate::resolve(&arguments.model)?;
+            needles(&path, split, numbers)
+        }
+        Suite::Musique => {
+            let reason =
+                "the suite musique has no documents to train with: leave out --primer-documents";
+            Err(Error::Config(reason.to_owned()))
+        }
+    }
+}
+
+fn needles(path: &Path, split: Split, numbers: Range<u64>) -> Result<Vec<LabelledSample>> {
     let tokenizer = ModelFiles::open(path)?.tokenizer;
     let count = |text: &str| {
         tokenizer
@@ -234,9 +273,8 @@ fn needles(arguments: &Arguments, path: &Path) -> Result<Vec<LabelledSample>> {
             .map_or(0, |encoding| encoding.ids.len())
     };
     let maker = Needle::single(NEEDLE_DOCUMENTS, 1, NEEDLE_TOKENS);
-    let samples = (0..arguments.samples as u64)
-        .map(|index| labelled(maker.sample(Split::HeldOut, arguments.seed + index, &count)));
-    Ok(samples.collect())
+    let sample = |number| labelled(maker.sample(split, number, &count));
+    Ok(numbers.map(sample).collect())
 }
 
 /// Records with passages, a question and its answers, of which the first counts.

@@ -17,24 +17,23 @@ const NUMBER_CONTEXT: &str = "addenda 2026-11 primer number v1";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Primer {
     ids: Vec<u32>,
-    /// Where its beginnings end, at least one: after each document, or after what stands before documents where there
-    /// are none.
+    /// Where its first document begins.
+    begin: usize,
+    /// Where its beginnings end: after each document.
     ends: Vec<usize>,
 }
 
 impl Primer {
     /// What stands before `documents`, and those.
     pub(crate) fn new(before: Vec<u32>, documents: &[Vec<u32>]) -> Self {
+        let begin = before.len();
         let mut ids = before;
         let mut ends = Vec::with_capacity(documents.len());
         for document in documents {
             ids.extend(document);
             ends.push(ids.len());
         }
-        if ends.is_empty() {
-            ends.push(ids.len());
-        }
-        Self { ids, ends }
+        Self { ids, begin, ends }
     }
 
     /// All its tokens; may be none.
@@ -42,15 +41,27 @@ impl Primer {
         &self.ids
     }
 
-    /// Behind how many of its first tokens a text of these is computed.
+    /// How many documents it has.
+    pub(crate) fn documents(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Behind how many of its first tokens a text of these is computed: never behind itself, where it is one of the
+    /// documents.
     pub(crate) fn before(&self, text: &[u32]) -> usize {
+        let begins = std::iter::once(&self.begin).chain(&self.ends);
+        let mut each = begins.zip(&self.ends);
+        let own = each.position(|(begin, end)| self.ids.get(*begin..*end) == Some(text));
+        let ends = own.map_or(&self.ends[..], |own| {
+            self.ends.get(..own).unwrap_or_default()
+        });
         let digest = blake3::derive_key(NUMBER_CONTEXT, &token_bytes(text));
         let number = digest
             .first_chunk()
             .map_or(0, |first| u64::from_le_bytes(*first));
-        let place = number % self.ends.len().max(1) as u64;
+        let place = number % ends.len().max(1) as u64;
         let place = usize::try_from(place).unwrap_or(0);
-        self.ends.get(place).copied().unwrap_or(0)
+        ends.get(place).copied().unwrap_or(self.begin)
     }
 
     /// BLAKE3 of where its beginnings end and of its tokens; zeros for an empty one.
@@ -86,6 +97,14 @@ mod tests {
         seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen, [3, 5, 8]);
+    }
+
+    #[test]
+    fn a_text_among_the_documents_is_never_computed_behind_itself() {
+        let primer = primer();
+        assert_eq!(primer.before(&[3]), 2);
+        assert_eq!(primer.before(&[4, 5]), 3);
+        assert!([3, 5].contains(&primer.before(&[6, 7, 8])));
     }
 
     #[test]

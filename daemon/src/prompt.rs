@@ -17,8 +17,8 @@ use crate::split::{Tokens, split};
 /// What stands before the documents of a chat.
 const INTRODUCTION: &str = "Answer with the help of these documents.\n\n";
 
-/// Documents that a primer ends with.
-const PRIMER_DOCUMENTS: &str = include_str!("../data/primer.txt");
+/// Documents that a primer ends with, one a paragraph.
+pub(crate) const PRIMER_DOCUMENTS: &str = include_str!("../data/primer.txt");
 /// A primer's documents may take one part in so many of a context.
 const PRIMER_SHARE: usize = 8;
 
@@ -130,20 +130,22 @@ pub(crate) fn beginnings(
     Ok(beginnings)
 }
 
-/// What packets are computed behind: the last of the [`beginnings`], and some documents of several kinds, as many as
-/// fit into their share of a context of so many tokens.
+/// What packets are computed behind: the last of the [`beginnings`], and `texts`, a document a paragraph, as many of
+/// them as fit into their share of a context of so many tokens.
 ///
 /// # Errors
 /// The tokenizer's.
 pub(crate) fn primer(
     beginnings: &[Vec<u32>],
+    texts: &str,
     tokenizer: &Tokenizer,
     context: usize,
 ) -> Result<Primer> {
     let before = beginnings.last().cloned().unwrap_or_default();
     let mut documents = Vec::new();
     let mut tokens = before.len();
-    for text in PRIMER_DOCUMENTS.split("\n\n") {
+    let texts = texts.split("\n\n").filter(|text| !text.trim().is_empty());
+    for text in texts {
         let ids = document(text, tokenizer, context)?.concat();
         tokens += ids.len();
         if tokens > context / PRIMER_SHARE {

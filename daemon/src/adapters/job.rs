@@ -115,7 +115,14 @@ fn prepare(serving: &Serving, request: Request) -> Result<(training::Course, Pat
     let revision = serving.documents.engine.state().under.revision.0;
     let texts = blake3::hash(passages.join("\0").as_bytes());
     let dtype = addenda_model::tensor::kind_name(serving.loaded.kind);
-    let parts: [&[u8]; 4] = [&base, &revision, texts.as_bytes(), dtype.as_bytes()];
+    let primer = serving.loaded.primer.digest().0;
+    let parts: [&[u8]; 5] = [
+        &base,
+        &revision,
+        &primer,
+        texts.as_bytes(),
+        dtype.as_bytes(),
+    ];
     let digest = crate::digest::Digest(plan.digest(&parts));
     let directory = serving.loaded.adapters.trainings().join(digest.to_string());
     forget_old(&serving.loaded.adapters.trainings(), &directory);

@@ -90,6 +90,9 @@ pub(crate) struct ServerArgs {
     /// How facts are written and verified: shipped, or a file like editor/src/settings.toml [default: shipped]
     #[arg(long, value_name = "FILE")]
     edit_settings: Option<String>,
+    /// Documents that packets are computed behind: shipped, or a text file of some like yours, one a paragraph [default: shipped]
+    #[arg(long, value_name = "FILE")]
+    primer: Option<String>,
     /// Tokens of a packet at most; a longer document is split [default: 512]
     #[arg(long, value_name = "N")]
     packet_tokens: Option<String>,
@@ -139,6 +142,7 @@ impl ServerArgs {
             ("prefill_chunk", &self.prefill_chunk),
             ("adapter", &self.adapter),
             ("edit_settings", &self.edit_settings),
+            ("primer", &self.primer),
             ("packet_tokens", &self.packet_tokens),
             ("packet_codec", &self.packet_codec),
             ("max_store_bytes", &self.max_store_bytes),

@@ -53,6 +53,7 @@ impl Merged {
             prefill_chunk: self.number("prefill_chunk", 1, 65_536)?,
             adapter: self.parse("adapter", FromStr::from_str)?,
             edit_settings: self.parse("edit_settings", FromStr::from_str)?,
+            primer: self.parse("primer", FromStr::from_str)?,
             packet_tokens: self.number("packet_tokens", 32, 1 << 20)?,
             packet_codec: self.parse("packet_codec", FromStr::from_str)?,
             max_store_bytes: self.parse("max_store_bytes", parse_bytes)?,

@@ -160,6 +160,12 @@ pub const KEYS: &[Key] = &[
         "how facts are written and verified: shipped, or a file like editor/src/settings.toml",
     ),
     key(
+        "primer",
+        KeyKind::Text,
+        Some("shipped"),
+        "documents that packets are computed behind: shipped, or a text file of some like yours, one a paragraph",
+    ),
+    key(
         "packet_tokens",
         KeyKind::Number,
         Some("512"),

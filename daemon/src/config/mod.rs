@@ -14,8 +14,7 @@ mod values;
 pub use keys::{KEYS, Key, KeyKind};
 pub use load::{Inputs, Loaded, Setting, Source, load};
 pub use values::{
-    AdapterChoice, DeviceChoice, DtypeChoice, EditSettings, WeightsChoice, format_bytes,
-    parse_bytes,
+    AdapterChoice, DeviceChoice, DtypeChoice, FileChoice, WeightsChoice, format_bytes, parse_bytes,
 };
 
 use std::net::SocketAddr;
@@ -58,8 +57,10 @@ pub struct Config {
     pub prefill_chunk: usize,
     /// The adapter to begin with.
     pub adapter: AdapterChoice,
-    /// How facts are written and verified.
-    pub edit_settings: EditSettings,
+    /// How facts are written and verified: hyper-parameters and bars, in TOML.
+    pub edit_settings: FileChoice,
+    /// The documents that packets are computed behind, one a paragraph.
+    pub primer: FileChoice,
     /// Tokens that a packet has at most; a longer document is split.
     pub packet_tokens: usize,
     /// How the numbers of new packets are kept.

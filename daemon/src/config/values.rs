@@ -119,16 +119,16 @@ impl FromStr for WeightsChoice {
     }
 }
 
-/// Where the hyper-parameters and bars of edits come from.
+/// Where something comes from that ships with the program and that a file may stand in for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EditSettings {
+pub enum FileChoice {
     /// From the program.
     Shipped,
-    /// From a TOML file of the same form.
+    /// From a file of the same form.
     File(std::path::PathBuf),
 }
 
-impl fmt::Display for EditSettings {
+impl fmt::Display for FileChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shipped => f.write_str("shipped"),
@@ -137,7 +137,7 @@ impl fmt::Display for EditSettings {
     }
 }
 
-impl FromStr for EditSettings {
+impl FromStr for FileChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -2,7 +2,9 @@
 //!
 //! Owns the choices that `auto` leaves open (device, dtype). Never serves.
 
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use addenda_editor::{Corpus, Disk, Editor, EditorOptions, SNAPSHOT_EVERY, Settings};
@@ -10,13 +12,16 @@ use addenda_model::{ChatTemplate, ModelConfig, ModelFiles, Packing, Tokenizer, T
 use tch::{Device, Kind};
 
 use crate::adapters::library::Library;
-use crate::config::{Config, DeviceChoice, DtypeChoice, EditSettings, WeightsChoice, format_bytes};
+use crate::config::{Config, DeviceChoice, DtypeChoice, FileChoice, WeightsChoice, format_bytes};
 use crate::digest::Digest;
 use crate::engine::edit::Bench;
 use crate::engine::wear::Worn;
 use crate::error::{Error, Result};
 use crate::primer::Primer;
 use crate::prompt;
+
+/// Bytes of a file that a setting names at most.
+const SETTING_FILE: u64 = 1 << 20;
 
 /// What the engine is started with.
 pub(crate) struct Setup {
@@ -76,7 +81,7 @@ pub(crate) fn load(setup: &Setup) -> Result<(Bench, Loaded)> {
     let adapters = Library::open(config.data_dir.join("adapters"), base)?;
     let worn = wear(config, &adapters, &model)?;
     let beginnings = prompt::beginnings(&tokenizer, chat_template.as_deref())?;
-    let primer = prompt::primer(&beginnings, &tokenizer, model_config.context)?;
+    let primer = primer(config, &beginnings, &tokenizer, model_config.context)?;
     let loaded = Loaded {
         model_path: setup.model_path.clone(),
         config: model_config,
@@ -164,17 +169,62 @@ fn weights(config: &Config, model: &Transformer) -> Result<(Option<Packing>, Str
 }
 
 /// Hyper-parameters and bars of new edits. Facts that are active keep those that they were made by.
-fn edit_settings(choice: &EditSettings, model: &Transformer) -> Result<Settings> {
+fn edit_settings(choice: &FileChoice, model: &Transformer) -> Result<Settings> {
     Ok(match choice {
-        EditSettings::Shipped => Settings::for_model(model.config())?,
-        EditSettings::File(path) => {
-            let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
-                path: path.clone(),
-                source,
-            })?;
-            Settings::from_toml(&text, model.config())?
-        }
+        FileChoice::Shipped => Settings::for_model(model.config())?,
+        FileChoice::File(path) => Settings::from_toml(&read(path)?, model.config())?,
     })
+}
+
+/// What packets are computed behind.
+///
+/// # Errors
+/// A file that can't be read, or without a document that fits.
+fn primer(
+    config: &Config,
+    beginnings: &[Vec<u32>],
+    tokenizer: &Tokenizer,
+    context: usize,
+) -> Result<Primer> {
+    let documents = match &config.primer {
+        FileChoice::Shipped => Cow::Borrowed(prompt::PRIMER_DOCUMENTS),
+        FileChoice::File(path) => Cow::Owned(read(path)?),
+    };
+    let primer = prompt::primer(beginnings, &documents, tokenizer, context)?;
+    if let (FileChoice::File(path), 0) = (&config.primer, primer.documents()) {
+        let reason = format!(
+            "= {}: has no document that fits; write short ones like your own, an empty line between them",
+            path.display()
+        );
+        return Err(Error::invalid("primer", reason));
+    }
+    tracing::info!(
+        documents = primer.documents(),
+        tokens = primer.ids().len(),
+        from = %config.primer,
+        "packets are computed behind a primer"
+    );
+    Ok(primer)
+}
+
+/// The text of a file that a setting names.
+fn read(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(SETTING_FILE + 1).read_to_string(&mut text));
+    let read = match read {
+        Ok(bytes) if bytes as u64 > SETTING_FILE => {
+            Err(std::io::Error::other("is larger than a MiB"))
+        }
+        read => read,
+    };
+    match read {
+        Ok(_) => Ok(text),
+        Err(source) => Err(Error::Io {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Replays the ledger: all facts that were active are active again.

@@ -127,38 +127,42 @@ pub(crate) fn attend<E: Numbers>(
     });
     let mut merged = vec![Vec::new(); blocks.len()];
     crew.chunks(&mut merged, 1, |index, merged| {
-        let block = blocks.get(index);
-        let parts = block.and_then(|block| got.get(block.pieces.clone()));
-        if let (Some(block), Some(parts), [merged]) = (block, parts, merged) {
+        let (Some(block), [merged]) = (blocks.get(index), merged) else {
+            return;
+        };
+        let parts = got.get(block.pieces.clone());
+        if let (Some(parts), Some(sequence)) = (parts, sequences.get(block.sequence)) {
             *merged = widest(Merging {
                 parts,
                 queries: block.queries.len(),
-                width: sequences
-                    .get(block.sequence)
-                    .map_or(0, |sequence| sequence.queries.head_dim),
+                width: sequence.queries.head_dim,
             });
         }
     });
-    let mut rest = out;
-    let mut blocks = blocks.iter().zip(&merged).peekable();
-    for (index, sequence) in sequences.iter().enumerate() {
-        let queries = &sequence.queries;
-        let size = queries.tokens.len() * queries.heads * queries.head_dim;
-        let (own, behind) = std::mem::take(&mut rest).split_at_mut(size);
+    hand_out(sequences, &blocks, &merged, out);
+}
+
+/// Each block's `merged [queries, head_dim]` to the rows of its tokens in `out [tokens, heads · head_dim]`.
+fn hand_out<E>(
+    sequences: &[Sequence<'_, E>],
+    blocks: &[Block],
+    merged: &[Vec<f32>],
+    mut out: &mut [f32],
+) {
+    let mut blocks = blocks.iter().zip(merged).peekable();
+    for (index, Sequence { queries, .. }) in sequences.iter().enumerate() {
+        let (group, width) = (queries.group().max(1), queries.head_dim);
+        let (own, behind) = out.split_at_mut(queries.tokens.len() * queries.heads * width);
         while let Some((block, merged)) = blocks.next_if(|(block, _)| block.sequence == index) {
-            for (query, merged) in block
-                .queries
-                .clone()
-                .zip(merged.chunks_exact(queries.head_dim))
-            {
-                let head = block.kv_head * queries.group() + query % queries.group();
-                let at = (query / queries.group() * queries.heads + head) * queries.head_dim;
-                if let Some(own) = own.get_mut(at..at + queries.head_dim) {
+            for (query, merged) in block.queries.clone().zip(merged.chunks_exact(width)) {
+                let (token, head) = (query / group, block.kv_head * group + query % group);
+                let at = (token * queries.heads + head) * width;
+                if let Some(own) = own.get_mut(at..at + width) {
                     own.copy_from_slice(merged);
                 }
             }
         }
-        rest = behind;
+        out = behind;
     }
 }
 
@@ -202,7 +206,8 @@ fn laid_out<E>(sequences: &[Sequence<'_, E>]) -> (Vec<Block>, Vec<Piece>) {
     (blocks, pieces)
 }
 
-/// Tokens of each piece of a stretch that grows no more, so that none is much shorter than the others.
+/// Tokens of each piece of a stretch that grows no more: about [`PIECE`], so that a packet of 520 tokens has no piece
+/// of eight.
 fn even(tokens: usize) -> usize {
     let pieces = (tokens + PIECE / 2) / PIECE;
     tokens.div_ceil(pieces.max(1)).next_multiple_of(LANES)

@@ -36,6 +36,7 @@ mod models;
 mod modes;
 mod modes_served;
 mod parts;
+mod primers;
 mod refusals;
 mod sampler;
 mod samples;
