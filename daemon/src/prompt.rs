@@ -144,8 +144,7 @@ pub(crate) fn primer(
     let before = beginnings.last().cloned().unwrap_or_default();
     let mut documents = Vec::new();
     let mut tokens = before.len();
-    let texts = texts.split("\n\n").filter(|text| !text.trim().is_empty());
-    for text in texts {
+    for text in paragraphs(texts) {
         let ids = document(text, tokenizer, context)?.concat();
         tokens += ids.len();
         if tokens > context / PRIMER_SHARE {
@@ -154,6 +153,11 @@ pub(crate) fn primer(
         documents.push(ids);
     }
     Ok(Primer::new(before, &documents))
+}
+
+/// What lies between the empty lines of a text.
+pub(crate) fn paragraphs(text: &str) -> impl Iterator<Item = &str> {
+    text.split("\n\n").filter(|text| !text.trim().is_empty())
 }
 
 /// Tokens of a packet at most. Beside the longest one the primer has its share of the context, and soft tokens, a

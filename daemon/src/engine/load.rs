@@ -200,6 +200,7 @@ fn primer(
     }
     tracing::info!(
         documents = primer.documents(),
+        of = prompt::paragraphs(&documents).count(),
         tokens = primer.ids().len(),
         from = %config.primer,
         "packets are computed behind a primer"
