@@ -94,12 +94,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Value> {
     let given = match arguments.suite {
         Suite::Musique => musique(arguments)?,
         Suite::Biography | Suite::Needle => {
-            let first = arguments.seed;
-            made(
-                arguments,
-                Split::HeldOut,
-                first..first + arguments.samples as u64,
-            )?
+            let end = arguments.seed + arguments.samples as u64;
+            made(arguments, Split::HeldOut, arguments.seed..end)?
         }
     };
     crate::block_on(measure(arguments, given))

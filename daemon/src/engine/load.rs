@@ -210,22 +210,19 @@ fn primer(
 
 /// The text of a file that a setting names.
 fn read(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(SETTING_FILE + 1).read_to_string(&mut text));
-    let read = match read {
-        Ok(bytes) if bytes as u64 > SETTING_FILE => {
-            Err(std::io::Error::other("is larger than a MiB"))
+    let read = || {
+        let mut text = String::new();
+        let file = std::fs::File::open(path)?;
+        let bytes = file.take(SETTING_FILE + 1).read_to_string(&mut text)?;
+        match bytes as u64 > SETTING_FILE {
+            true => Err(std::io::Error::other("is larger than a MiB")),
+            false => Ok(text),
         }
-        read => read,
     };
-    match read {
-        Ok(_) => Ok(text),
-        Err(source) => Err(Error::Io {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    read().map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Replays the ledger: all facts that were active are active again.

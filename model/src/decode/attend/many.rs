@@ -41,17 +41,6 @@ pub(super) fn read<V: Vector, E: Numbers>(
     weights
 }
 
-/// Numbers `[width, lanes]` as `to [queries, width]`.
-#[inline(always)]
-#[expect(clippy::indexing_slicing, reason = "see `few::read_few`")]
-pub(super) fn by_query(totals: &[[f32; LANES]], to: &mut [f32]) {
-    for (lane, to) in to.chunks_exact_mut(totals.len()).enumerate() {
-        for (to, totals) in to.iter_mut().zip(totals) {
-            *to = totals[lane];
-        }
-    }
-}
-
 /// The score of each query over each key.
 #[inline(always)]
 #[expect(clippy::indexing_slicing, reason = "see `few::read_few`")]

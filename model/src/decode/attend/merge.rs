@@ -1,7 +1,6 @@
 //! What queries got from the pieces of their context, as if these had been one: the softmaxes of parts are put together
 //! by the largest score and the sum of exponentials of each (log-sum-exp), exactly.
 
-use super::many::by_query;
 use crate::decode::wide::{LANES, Vector, Work};
 
 /// What a block's queries got from a piece.
@@ -95,6 +94,17 @@ fn sixteen<V: Vector>(parts: &[Got], index: usize, totals: &mut [[f32; LANES]]) 
     }
     for total in totals {
         V::load(total).divide(sum).store(total);
+    }
+}
+
+/// Numbers `[width, lanes]` as `to [queries, width]`.
+#[inline(always)]
+#[expect(clippy::indexing_slicing, reason = "see `few::read_few`")]
+fn by_query(totals: &[[f32; LANES]], to: &mut [f32]) {
+    for (lane, to) in to.chunks_exact_mut(totals.len()).enumerate() {
+        for (to, totals) in to.iter_mut().zip(totals) {
+            *to = totals[lane];
+        }
     }
 }
 
