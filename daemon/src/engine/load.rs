@@ -188,7 +188,8 @@ fn primer(
 ) -> Result<Primer> {
     let documents = match &config.primer {
         FileChoice::Shipped => Cow::Borrowed(prompt::PRIMER_DOCUMENTS),
-        FileChoice::File(path) => Cow::Owned(read(path)?),
+        // Some editors end lines so.
+        FileChoice::File(path) => Cow::Owned(read(path)?.replace("\r\n", "\n")),
     };
     let primer = prompt::primer(beginnings, &documents, tokenizer, context)?;
     if let (FileChoice::File(path), 0) = (&config.primer, primer.documents()) {
