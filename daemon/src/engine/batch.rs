@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::engine::prefix::Prefixes;
 use crate::engine::sequence::{Phase, Sequence};
 
 /// Tokens of a prefill step while others decode or edit: at least, and at most.
@@ -59,12 +60,22 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Chooses. Prompts take turns: the first one after place `after` that prefills.
-    pub(crate) fn choose(sequences: &[Sequence], after: usize) -> Self {
-        Self::of(sequences.iter().map(Sequence::phase), after)
+    /// Chooses. Prompts take turns: the first one after place `after` that prefills, and had not better wait for
+    /// another that begins like it.
+    pub(crate) fn choose(sequences: &[Sequence], prefixes: &Prefixes, after: usize) -> Self {
+        let waits = |place: usize| {
+            let sequence = sequences.get(place);
+            let mut others = sequences.iter();
+            sequence.is_some_and(|one| others.any(|other| one.waits_for(other, prefixes)))
+        };
+        Self::of(sequences.iter().map(Sequence::phase), waits, after)
     }
 
-    fn of(phases: impl Iterator<Item = Phase>, after: usize) -> Self {
+    fn of(
+        phases: impl Iterator<Item = Phase>,
+        waits: impl Fn(usize) -> bool,
+        after: usize,
+    ) -> Self {
         let mut round = Self::default();
         let mut prefilling = Vec::new();
         for (place, phase) in phases.enumerate() {
@@ -74,9 +85,10 @@ impl Round {
                 Phase::Paused => {}
             }
         }
-        let next = prefilling.iter().find(|&&place| place > after);
-        round.prefill = next.or(prefilling.first()).copied();
         round.prompts = prefilling.len();
+        let behind = prefilling.partition_point(|&place| place <= after);
+        prefilling.rotate_left(behind);
+        round.prefill = prefilling.into_iter().find(|&place| !waits(place));
         round
     }
 
@@ -126,19 +138,27 @@ mod tests {
     #[test]
     fn prompts_take_turns_while_all_others_decode() {
         let phases = [Prefill, Decode, Prefill, Paused, Decode];
-        let first = Round::of(phases.into_iter(), 0);
+        let nobody = |_| false;
+        let first = Round::of(phases.into_iter(), nobody, 0);
         assert_eq!((first.decode.clone(), first.prefill), (vec![1, 4], Some(2)));
-        let second = Round::of(phases.into_iter(), 2);
+        let second = Round::of(phases.into_iter(), nobody, 2);
         assert_eq!(second.prefill, Some(0));
         let pace = Pace::default();
         assert_eq!(first.chunk(512, false, &pace), LEAST_BESIDE);
-        let alone = Round::of([Prefill].into_iter(), 0);
+        let alone = Round::of([Prefill].into_iter(), nobody, 0);
         assert_eq!(alone.chunk(512, false, &pace), 512);
         assert_eq!(alone.chunk(512, true, &pace), LEAST_BESIDE);
     }
 
     #[test]
+    fn a_prompt_that_waits_for_another_leaves_it_its_turn() {
+        let phases = [Prefill, Prefill, Prefill];
+        let round = Round::of(phases.into_iter(), |place| place == 1, 0);
+        assert_eq!((round.prefill, round.prompts), (Some(2), 3));
+    }
+
+    #[test]
     fn a_paused_sequence_takes_no_part() {
-        assert!(Round::of([Paused, Paused].into_iter(), 0).is_empty());
+        assert!(Round::of([Paused, Paused].into_iter(), |_| false, 0).is_empty());
     }
 }

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use crate::digest::Digest;
 use crate::engine::command::{Blend, Prompt, Segment};
-use crate::engine::prefix::Prefixes;
+use crate::engine::prefix::{Prefixes, common};
 use crate::error::{Error, Result};
 use crate::packets::Shelf;
 
@@ -48,6 +48,28 @@ impl Prefill {
     /// Tokens whose KV was kept from an earlier request.
     pub(crate) fn reused(&self) -> usize {
         self.reused.unwrap_or(0)
+    }
+
+    /// Tokens that it finds kept, beside those that are kept now, once `other` has computed its prompt into `kv`; 0
+    /// where it has begun already, or the other has not.
+    pub(crate) fn gains(
+        &self,
+        (other, kv): (&Self, &SequenceKv),
+        prefixes: &Prefixes,
+        revision: Digest,
+    ) -> usize {
+        let begun = (self.reused.is_some(), other.reused.is_some());
+        let (prompt, theirs) = (&self.prompt, &other.prompt);
+        let share = prompt.shares && theirs.shares && prompt.namespace == theirs.namespace;
+        let segments = (prompt.segments.first(), theirs.segments.first());
+        match (begun, share, segments) {
+            ((false, true), true, (Some(Segment::Tokens(a)), Some(Segment::Tokens(b))))
+                if prefixes.takes(b, kv) =>
+            {
+                common(a, b).saturating_sub(prefixes.kept(&prompt.namespace, revision, a))
+            }
+            _ => 0,
+        }
     }
 
     /// Begins again, for an empty context, with the tokens `answered` behind the prompt.

@@ -70,6 +70,19 @@ impl Prefixes {
         enough.then_some((blocks, common))
     }
 
+    /// How many of `ids` would be found in this namespace.
+    pub(crate) fn kept(&self, namespace: &str, revision: Digest, ids: &[u32]) -> usize {
+        let places = [None, Some(namespace)];
+        let found = places.map(|place| self.common(place, revision, ids));
+        found.into_iter().max().unwrap_or(0)
+    }
+
+    /// Whether `ids` are neither too few to be kept nor too many for the budget; the context `kv` begins with them.
+    pub(crate) fn takes(&self, ids: &[u32], kv: &SequenceKv) -> bool {
+        let fits = |bytes| bytes <= self.budget;
+        ids.len() >= LEAST_TOKENS && kv.bytes_of(ids.len()).is_ok_and(fits)
+    }
+
     /// Keeps the KV of `ids`, with which the context `kv` begins, unless it is kept already. Those
     /// of other revisions go, and parts of blocks that this one contains.
     ///
@@ -82,9 +95,8 @@ impl Prefixes {
         ids: &[u32],
         kv: &mut SequenceKv,
     ) -> Result<()> {
-        let bytes = kv.bytes_of(ids.len())?;
         let is_kept = self.common(None, revision, ids) == ids.len();
-        if ids.len() < LEAST_TOKENS || bytes > self.budget || is_kept {
+        if is_kept || !self.takes(ids, kv) {
             return Ok(());
         }
         self.insert(Some(namespace.to_owned()), revision, ids, kv)
@@ -272,7 +284,7 @@ fn prune(nodes: &mut Vec<Node>, before: &mut Vec<u32>, stands: &dyn Fn(&[u32]) -
 }
 
 /// How many tokens two texts have in common at their beginning.
-fn common(a: &[u32], b: &[u32]) -> usize {
+pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

@@ -18,7 +18,7 @@ impl Floor {
     pub(crate) fn choose(&mut self, model: &Transformer) -> Round {
         self.resume(model);
         loop {
-            let round = Round::choose(&self.sequences, self.turn);
+            let round = Round::choose(&self.sequences, &self.prefixes, self.turn);
             let chunk = round.chunk(self.chunk, self.beside_edit, &self.pace);
             let steps = round.decode.iter().chain(&round.prefill);
             let steps = steps.filter_map(|&place| self.sequences.get(place));

@@ -131,6 +131,17 @@ impl Sequence {
         }
     }
 
+    /// Whether it had better wait until the prompt of `other` is computed: both begin alike, and at most twice as many
+    /// tokens of that one are left as it then finds kept.
+    pub(crate) fn waits_for(&self, other: &Self, prefixes: &Prefixes) -> bool {
+        let revision = self.under.revision;
+        let theirs = (&other.prefill, &other.kv);
+        let gain = || self.prefill.gains(theirs, prefixes, revision);
+        other.phase() == Phase::Prefill
+            && other.under.revision == revision
+            && (1..=gain().saturating_mul(2)).contains(&other.coming())
+    }
+
     /// Whether somebody still wants it.
     ///
     /// # Errors

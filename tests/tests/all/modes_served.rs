@@ -5,7 +5,9 @@ use addenda_proto::addenda::v1::{
     ScoreRequest, Summary, delete_request, generate_request, score_request,
 };
 
-use crate::daemon::{Clients, ask, chat, document, shared};
+use tokio_stream::StreamExt as _;
+
+use crate::daemon::{Clients, ask, chat, collect, complete, document, shared};
 
 const VISITING: &str = "Visiting hours in the Lindenhof clinic are from 14:10 to 19:40. \
     Children under six may visit only with the ward's consent.";
@@ -187,6 +189,31 @@ async fn answers_that_are_asked_for_at_once_share_their_prompt() {
     assert_eq!(a.text, b.text);
     let reused = a.summary.prefix_tokens.max(b.summary.prefix_tokens);
     assert_eq!(reused, a.summary.prompt_tokens - 1);
+}
+
+#[tokio::test]
+async fn prompts_that_begin_alike_are_computed_once_while_somebody_else_is_answered() {
+    let clients = shared().connect().await;
+    // Beside an answer that is being written, a prompt is computed in small pieces, and prompts take turns.
+    let counting = complete("Count upwards from one: 1, 2, 3,", 120);
+    let writing = clients.generation().generate(counting).await.unwrap();
+    let mut writing = writing.into_inner();
+    writing.next().await.unwrap().unwrap();
+    let log = "The lamp of the eastern lighthouse was cleaned, and its lens was turned by hand. ";
+    let asks = |question: &str| ask(&format!("{}{question}", log.repeat(12)), 1);
+    let (written, answers) = tokio::join!(collect(writing), async {
+        tokio::join!(
+            clients.answer(asks("What was cleaned?")),
+            clients.answer(asks("Who turned it?")),
+            clients.answer(asks("And how?")),
+        )
+    });
+    written.unwrap();
+    let summaries = [answers.0, answers.1, answers.2].map(|answer| answer.unwrap().summary);
+    let computed = summaries.each_ref().map(|summary| summary.computed_tokens);
+    let first = *computed.iter().max().unwrap();
+    assert!(first > 150, "{computed:?}");
+    assert!(computed.iter().sum::<u32>() < first + 40, "{computed:?}");
 }
 
 #[tokio::test]
