@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use addenda::adapters::samples::{Biography, Needle, Split};
+use addenda::primer::draw;
 use addenda_model::ModelFiles;
 use addenda_proto::addenda::v1::{
     ActivateAdapterRequest, CertificateRecord, CertifyRequest, GetJobRequest, JobState,
@@ -75,8 +76,8 @@ pub(crate) struct Arguments {
     /// An adapter's file, as `addenda adapter export` writes it, to be measured in place of the active one.
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Have packets computed behind so many documents of the suite's training split, as an operator would name some of
-    /// his own; absent is what ships.
+    /// Have packets computed behind the beginnings of so many documents of the suite's training split, as an operator
+    /// would name some of his own (`addenda packet primer`); absent is what ships.
     #[arg(long)]
     primer_documents: Option<usize>,
     /// Leave out the packets without an adapter.
@@ -233,12 +234,15 @@ fn labelled(sample: addenda::adapters::samples::Sample) -> LabelledSample {
     }
 }
 
-/// Documents of the training split, one a paragraph and of another sample each.
+/// A primer's file of documents of the training split, of another sample each.
 fn primer(arguments: &Arguments, documents: usize) -> Result<String> {
     let samples = made(arguments, Split::Train, 0..documents as u64)?;
-    let first = |sample: &LabelledSample| sample.documents.first().cloned();
-    let paragraphs: Vec<String> = samples.iter().filter_map(first).collect();
-    Ok(paragraphs.join("\n\n"))
+    let first = samples.iter().filter_map(|sample| sample.documents.first());
+    let taken = first
+        .enumerate()
+        .filter(|(number, _)| draw::takes(*number, documents));
+    let excerpts: Vec<String> = taken.filter_map(|(_, text)| draw::excerpt(text)).collect();
+    Ok(draw::file(&excerpts))
 }
 
 /// The samples of these numbers, from the suite's generator.

@@ -19,7 +19,7 @@ mod limits;
 mod memory;
 mod metrics;
 mod packets;
-mod primer;
+pub mod primer;
 pub mod process;
 mod prompt;
 pub mod server;

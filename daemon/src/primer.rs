@@ -4,6 +4,8 @@
 //! documents that are all computed as the fifth are mistaken for each other. A text's own tokens decide as the how-many'th
 //! it is computed: it is the same packet wherever it stands, and another text is most likely another number.
 
+pub mod draw;
+
 use addenda_cache::token_bytes;
 
 use crate::digest::Digest;

@@ -52,6 +52,16 @@ pub(crate) fn split(
     Ok(parts)
 }
 
+/// The first sentences of a text, `most` characters at most; where the first is longer, its first words.
+pub(crate) fn beginning(text: &str, most: usize) -> &str {
+    let Some((high, _)) = text.char_indices().nth(most) else {
+        return text;
+    };
+    let end = sentence_ends(text, 0, high).last().copied();
+    let end = end.or_else(|| between_words(text, 0, high));
+    text.get(..end.unwrap_or(high)).unwrap_or(text)
+}
+
 /// The part that begins at byte `at`: its end, and its token ids.
 fn part(
     text: &str,
@@ -85,17 +95,7 @@ fn part(
 /// The best border in `(at, high]`, one behind `low` where there is one.
 fn border(text: &str, at: usize, low: usize, high: usize) -> usize {
     let high = ceil(text, high.max(at + 1));
-    let run = text.get(at..high).unwrap_or_default();
-    let sentences: Vec<usize> = run
-        .split_sentence_bound_indices()
-        .map(|(start, sentence)| {
-            let end = at + start + sentence.trim_end_matches([' ', '\t']).len();
-            (end, start + sentence.len() == run.len())
-        })
-        // The last one may end only because the run was cut there.
-        .filter(|(end, last)| *end > at && (!last || ends_one(text, *end)))
-        .map(|(end, _)| end)
-        .collect();
+    let sentences = sentence_ends(text, at, high);
     let late = || sentences.iter().copied().filter(|end| *end > low);
     let empty_lines = late().filter(|end| ends_with_empty_line(text, *end));
     let chosen = empty_lines
@@ -109,6 +109,20 @@ fn border(text: &str, at: usize, low: usize, high: usize) -> usize {
         })
         .or_else(|| between_words(text, at, high));
     chosen.unwrap_or(high)
+}
+
+/// Where the sentences of `text[at..high]` end.
+fn sentence_ends(text: &str, at: usize, high: usize) -> Vec<usize> {
+    let run = text.get(at..high).unwrap_or_default();
+    run.split_sentence_bound_indices()
+        .map(|(start, sentence)| {
+            let end = at + start + sentence.trim_end_matches([' ', '\t']).len();
+            (end, start + sentence.len() == run.len())
+        })
+        // The last one may end only because the run was cut there.
+        .filter(|(end, last)| *end > at && (!last || ends_one(text, *end)))
+        .map(|(end, _)| end)
+        .collect()
 }
 
 /// Whether a sentence ends at `end` whatever follows.

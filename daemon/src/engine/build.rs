@@ -18,34 +18,23 @@ pub(crate) struct Building {
     form: Form,
     codec: Codec,
     done: usize,
-    kv: SequenceKv,
+    /// None while the primer is on its way.
+    kv: Option<SequenceKv>,
     origin: Origin,
     reply: oneshot::Sender<Result<Built>>,
 }
 
 impl Building {
-    /// Begins, or answers with what is wrong.
-    pub(crate) fn begin(
-        ticket: Ticket,
-        request: Build,
-        (model, primer): (&Transformer, &mut PrimerKv),
-        under: Under,
-    ) -> Option<Self> {
-        match primer.context((request.form, &request.ids), under.revision, model) {
-            Ok(kv) => Some(Self {
-                ticket,
-                ids: request.ids,
-                form: request.form,
-                codec: request.codec,
-                done: 0,
-                kv,
-                origin: under.origin(request.form),
-                reply: request.reply,
-            }),
-            Err(error) => {
-                drop(request.reply.send(Err(error)));
-                None
-            }
+    pub(crate) fn begin(ticket: Ticket, request: Build, under: Under) -> Self {
+        Self {
+            ticket,
+            ids: request.ids,
+            form: request.form,
+            codec: request.codec,
+            done: 0,
+            kv: None,
+            origin: under.origin(request.form),
+            reply: request.reply,
         }
     }
 
@@ -60,62 +49,61 @@ impl Building {
         self.ticket.check()
     }
 
-    /// Computes the next chunk; true when there is none left.
+    /// Computes the next chunk, of the primer first where that is not there; true when there is none left.
     ///
     /// # Errors
     /// The model's.
-    pub(crate) fn step(&mut self, view: View<'_>, chunk: usize) -> Result<bool> {
-        if self.origin.adapter != NO_ADAPTER {
-            return self.step_wrapped(view, chunk);
-        }
+    pub(crate) fn step(
+        &mut self,
+        view: View<'_>,
+        primer: &mut PrimerKv,
+        chunk: usize,
+    ) -> Result<bool> {
         let model = view.model;
+        let Some(kv) = &mut self.kv else {
+            let document = (self.form, &self.ids[..]);
+            self.kv = primer.context(document, (self.origin.revision, model), chunk)?;
+            return Ok(false);
+        };
+        if self.origin.adapter != NO_ADAPTER {
+            let adapter = view.adapter.ok_or(Error::Stale)?;
+            let all = adapter.wrapped_tokens(self.ids.len());
+            let end = self.done.saturating_add(chunk.max(1)).min(all);
+            let run = adapter.wrap_part(model, &self.ids, self.done..end)?;
+            drop(model.forward(Input::Embeddings(&run), kv)?);
+            self.done = end;
+            return Ok(self.done == all);
+        }
         let rest = self.ids.get(self.done..).unwrap_or_default();
         let run = rest.get(..chunk.max(1)).unwrap_or(rest);
         if !run.is_empty() {
             // Only what the pass leaves in the context is wanted.
-            drop(model.forward(Input::Ids(run), &mut self.kv)?);
+            drop(model.forward(Input::Ids(run), kv)?);
             self.done += run.len();
         }
         Ok(self.done == self.ids.len())
     }
 
-    /// The same for a document between the adapter's soft tokens.
-    fn step_wrapped(&mut self, view: View<'_>, chunk: usize) -> Result<bool> {
-        let adapter = view.adapter.ok_or(Error::Stale)?;
-        let all = adapter.wrapped_tokens(self.ids.len());
-        let end = self.done.saturating_add(chunk.max(1)).min(all);
-        let run = adapter.wrap_part(view.model, &self.ids, self.done..end)?;
-        drop(view.model.forward(Input::Embeddings(&run), &mut self.kv)?);
-        self.done = end;
-        Ok(self.done == all)
-    }
-
     /// Begins again where the weights, or the adapter it is wrapped in, have changed.
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub(crate) fn weights_changed(
-        &mut self,
-        under: Under,
-        (model, primer): (&Transformer, &mut PrimerKv),
-    ) -> Result<()> {
+    pub(crate) fn weights_changed(&mut self, under: Under) {
         let origin = under.origin(self.form);
         if origin != self.origin {
-            self.kv = primer.context((self.form, &self.ids), under.revision, model)?;
+            self.kv = None;
             self.done = 0;
             self.origin = origin;
         }
-        Ok(())
     }
 
     /// Answers with the bytes, or with the error.
     pub(crate) fn end(self, result: Result<&Transformer>) {
-        let tokens = self.kv.own_tokens();
-        let bytes = result.and_then(|model| Ok(self.codec.encode(&model.packet(self.kv)?)?));
-        let built = bytes.map(|bytes| Built {
-            bytes,
-            tokens,
-            origin: self.origin,
+        let built = result.and_then(|model| {
+            let kv = self.kv.ok_or(Error::Stale)?;
+            let tokens = kv.own_tokens();
+            Ok(Built {
+                bytes: self.codec.encode(&model.packet(kv)?)?,
+                tokens,
+                origin: self.origin,
+            })
         });
         drop(self.reply.send(built));
     }

@@ -2,8 +2,8 @@
 //!
 //! A document that is computed all alone takes its own first tokens for the beginning of everything: they draw the
 //! attention that a context's first token draws, once for each packet. Behind the primer they don't, and the document's
-//! keys and values are about those it would have among a request's documents. The primer's own are computed once and
-//! shared; no packet holds them.
+//! keys and values are about those it would have among a request's documents. The primer's own are computed once, a chunk
+//! at a time like a document's, and shared; no packet holds them.
 
 use std::rc::Rc;
 
@@ -18,66 +18,94 @@ use crate::primer::Primer;
 /// The primer, computed under the weights that it was last needed under.
 pub(crate) struct PrimerKv {
     primer: Primer,
-    computed: Option<(Digest, Rc<PacketKv>)>,
+    state: State,
+}
+
+enum State {
+    Needless,
+    /// So far under the weights of this revision.
+    Begun(Digest, SequenceKv),
+    Computed(Digest, Rc<PacketKv>),
 }
 
 impl PrimerKv {
     pub(crate) fn new(primer: Primer) -> Self {
         Self {
             primer,
-            computed: None,
+            state: State::Needless,
         }
     }
 
-    /// The context that a packet of this form and these token ids, soft ones not counted, is computed in.
+    /// The context that a packet of this form and these token ids, soft ones not counted, is computed in; `None` as
+    /// long as the primer is on its way, of which at most `chunk` tokens are computed at a call.
     ///
     /// # Errors
     /// The model's.
     pub(crate) fn context(
         &mut self,
         (form, ids): (Form, &[u32]),
-        revision: Digest,
-        model: &Transformer,
-    ) -> Result<SequenceKv> {
-        let mut kv = model.isolated_kv()?;
+        (revision, model): (Digest, &Transformer),
+        chunk: usize,
+    ) -> Result<Option<SequenceKv>> {
         let before = self.primer.before(ids);
+        let mut kv = model.isolated_kv()?;
         if form != Form::Joint && before > 0 {
-            let primer = Rc::clone(self.computed(revision, model)?);
+            let Some(primer) = self.advance((revision, model), chunk)? else {
+                return Ok(None);
+            };
             kv.attach_part(primer, 0..before)?;
         }
-        Ok(kv)
+        Ok(Some(kv))
     }
 
-    /// What a student's packets are computed behind, under the weights of this revision.
+    /// What a student's packets are computed behind, under the weights of this revision; `None` as long as it is on its
+    /// way, as with [`Self::context`].
     ///
     /// # Errors
     /// The model's.
     pub(crate) fn study<T>(
         &mut self,
-        revision: Digest,
-        model: &Transformer,
+        (revision, model): (Digest, &Transformer),
+        chunk: usize,
         study: impl FnOnce(Option<adapter::Primer<'_>>) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<Option<T>> {
         if self.primer.ids().is_empty() {
-            return study(None);
+            return study(None).map(Some);
         }
-        let kv = Rc::clone(self.computed(revision, model)?);
-        study(Some(adapter::Primer {
+        let Some(kv) = self.advance((revision, model), chunk)? else {
+            return Ok(None);
+        };
+        let primer = adapter::Primer {
             kv: &kv,
             before: &|ids| self.primer.before(ids),
-        }))
+        };
+        study(Some(primer)).map(Some)
     }
 
-    fn computed(&mut self, revision: Digest, model: &Transformer) -> Result<&Rc<PacketKv>> {
-        let kept = self.computed.take().filter(|(under, _)| *under == revision);
-        let kv = match kept {
-            Some((_, kv)) => kv,
-            None => {
-                let mut kv = model.isolated_kv()?;
-                drop(model.forward(Input::Ids(self.primer.ids()), &mut kv)?);
-                Rc::new(model.packet(kv)?)
+    /// Computes the next tokens, `chunk` at most; all of it once none is left.
+    fn advance(
+        &mut self,
+        (revision, model): (Digest, &Transformer),
+        chunk: usize,
+    ) -> Result<Option<Rc<PacketKv>>> {
+        let mut kv = match std::mem::replace(&mut self.state, State::Needless) {
+            State::Computed(under, kv) if under == revision => {
+                self.state = State::Computed(revision, Rc::clone(&kv));
+                return Ok(Some(kv));
             }
+            State::Begun(under, kv) if under == revision => kv,
+            _ => model.isolated_kv()?,
         };
-        Ok(&self.computed.insert((revision, kv)).1)
+        let rest = self.primer.ids().get(kv.own_tokens()..);
+        let rest = rest.unwrap_or_default();
+        let run = rest.get(..chunk.max(1)).unwrap_or(rest);
+        drop(model.forward(Input::Ids(run), &mut kv)?);
+        if run.len() < rest.len() {
+            self.state = State::Begun(revision, kv);
+            return Ok(None);
+        }
+        let kv = Rc::new(model.packet(kv)?);
+        self.state = State::Computed(revision, Rc::clone(&kv));
+        Ok(Some(kv))
     }
 }

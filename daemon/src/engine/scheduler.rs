@@ -178,11 +178,8 @@ impl Floor {
             }
         }
         self.sequences = kept;
-        if let Some(mut building) = self.building.take() {
-            match building.weights_changed(under, (model, &mut self.primer)) {
-                Ok(()) => self.building = Some(building),
-                Err(error) => building.end(Err(error)),
-            }
+        if let Some(building) = &mut self.building {
+            building.weights_changed(under);
         }
     }
 
@@ -273,14 +270,11 @@ impl Floor {
             }
         }
         let builds = |waiting: &Waiting| matches!(waiting.command, Command::Build(_));
-        while self.building.is_none() {
-            let Some(Waiting { ticket, command }) = self.queue.take_first(builds) else {
-                break;
-            };
-            if let Command::Build(build) = command {
-                self.building =
-                    Building::begin(ticket, *build, (view.model, &mut self.primer), self.under);
-            }
+        if self.building.is_none()
+            && let Some(waiting) = self.queue.take_first(builds)
+            && let Command::Build(build) = waiting.command
+        {
+            self.building = Some(Building::begin(waiting.ticket, *build, self.under));
         }
     }
 
@@ -374,7 +368,7 @@ impl Floor {
         let chunk = round.chunk(self.chunk, self.beside_edit || busy, &self.pace);
         let span = building.ticket.span.clone();
         let _span = span.enter();
-        match guard(|| building.step(view, chunk)) {
+        match guard(|| building.step(view, &mut self.primer, chunk)) {
             Ok(false) => self.building = Some(building),
             Ok(true) => {
                 // A panic here drops the reply, which its caller notices.

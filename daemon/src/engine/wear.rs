@@ -143,13 +143,14 @@ impl Bench {
         let _span = span.enter();
         let (model, revision) = (&self.model, self.under().revision);
         let stepped = guard(|| {
-            floor.primer.study(revision, model, |primer| {
+            let under = (revision, model);
+            floor.primer.study(under, floor.chunk, |primer| {
                 working.step(Student { model, primer }, &self.tokenizer)
             })
         });
         match stepped {
-            Ok(true) => {}
-            Ok(false) => self.working = Some(working),
+            Ok(Some(true)) => {}
+            Ok(Some(false) | None) => self.working = Some(working),
             Err(error) => working.end(error),
         }
         true

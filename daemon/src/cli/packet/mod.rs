@@ -1,5 +1,6 @@
 //! `addenda packet`: documents as packets.
 
+mod primer;
 mod put;
 mod show;
 mod source;
@@ -28,6 +29,8 @@ pub(crate) enum PacketCommand {
     Put(put::PutArgs),
     /// Turn many documents into packets; run it again and only what is missing is computed
     Warm(warm::WarmArgs),
+    /// Write the beginnings of documents, as a file for the setting `primer`: alike documents are told apart better
+    Primer(primer::PrimerArgs),
     /// List packets
     List(NamespaceArgs),
     /// Show a packet, or those of a document
@@ -66,8 +69,13 @@ pub(crate) struct PacketArgs {
 
 impl PacketCommand {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
+        if let Self::Primer(args) = self {
+            args.run(console).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let client = Client::connect(connect).await?;
         match self {
+            Self::Primer(_) => {}
             Self::Put(args) => args.run(&client, console).await?,
             Self::Warm(args) => return args.run(&client, console).await,
             Self::List(of) => {
