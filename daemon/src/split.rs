@@ -52,12 +52,13 @@ pub(crate) fn split(
     Ok(parts)
 }
 
-/// The first sentences of a text, `most` characters at most; where the first is longer, its first words.
+/// The first sentences of a text, `most` characters at most; where those are less than half of that, its first words.
 pub(crate) fn beginning(text: &str, most: usize) -> &str {
     let Some((high, _)) = text.char_indices().nth(most) else {
         return text;
     };
     let end = sentence_ends(text, 0, high).last().copied();
+    let end = end.filter(|end| *end > high / 2);
     let end = end.or_else(|| between_words(text, 0, high));
     text.get(..end.unwrap_or(high)).unwrap_or(text)
 }
