@@ -76,8 +76,8 @@ pub(crate) struct Arguments {
     /// An adapter's file, as `addenda adapter export` writes it, to be measured in place of the active one.
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// Have packets computed behind the beginnings of so many documents of the suite's training split, as an operator
-    /// would name some of his own (`addenda packet primer`); absent is what ships.
+    /// Have packets computed behind a primer that is drawn of so many documents of the suite's training split, as
+    /// `addenda packet primer` draws one: of at most 16 of them; absent is what ships.
     #[arg(long)]
     primer_documents: Option<usize>,
     /// Leave out the packets without an adapter.

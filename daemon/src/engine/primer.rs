@@ -47,14 +47,14 @@ impl PrimerKv {
         (revision, model): (Digest, &Transformer),
         chunk: usize,
     ) -> Result<Option<SequenceKv>> {
-        let before = self.primer.before(ids);
-        let mut kv = model.isolated_kv()?;
-        if form != Form::Joint && before > 0 {
-            let Some(primer) = self.advance((revision, model), chunk)? else {
-                return Ok(None);
-            };
-            kv.attach_part(primer, 0..before)?;
+        if form == Form::Joint || self.primer.ids().is_empty() {
+            return Ok(Some(model.isolated_kv()?));
         }
+        let Some(primer) = self.advance((revision, model), chunk)? else {
+            return Ok(None);
+        };
+        let mut kv = model.isolated_kv()?;
+        kv.attach_part(primer, 0..self.primer.before(ids))?;
         Ok(Some(kv))
     }
 
