@@ -303,6 +303,7 @@ mod tests {
         Under {
             revision: Digest([1; 32]),
             adapter: NO_ADAPTER,
+            wrapping: NO_ADAPTER,
             active_facts: 7,
             changed: false,
         }

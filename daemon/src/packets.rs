@@ -27,10 +27,54 @@ pub(crate) struct PacketSource {
     origin: Origin,
     shape: PacketShape,
     codec: Codec,
-    body: Body,
+    body: Bytes,
+}
+
+/// Where a packet's bytes lie.
+#[derive(Clone)]
+enum Bytes {
+    /// In the store.
+    Stored(Body),
+    /// In memory: of an adapter.
+    Held(Arc<[u8]>),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Stored(body) => body.as_ref(),
+            Self::Held(bytes) => bytes,
+        }
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Bytes").field(&self.as_ref().len()).finish()
+    }
 }
 
 impl PacketSource {
+    /// An adapter's bridge, under the weights of a revision; its id is the adapter's digest.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub(crate) fn of_bridge(bridge: &PacketKv, origin: Origin) -> Result<Self> {
+        Ok(Self {
+            id: PacketId::from_bytes(origin.adapter.0),
+            origin,
+            shape: bridge.shape(),
+            codec: Codec::None,
+            body: Bytes::Held(bridge.to_bytes()?.into()),
+        })
+    }
+
+    /// The same to be read under the weights of another revision.
+    pub(crate) fn under(mut self, revision: Digest) -> Self {
+        self.origin.revision = revision;
+        self
+    }
+
     pub(crate) fn tokens(&self) -> usize {
         self.shape.tokens
     }
@@ -191,7 +235,7 @@ impl Packets {
                 ..self.identity.shape
             },
             codec,
-            body: self.store.read(&manifest.id)?,
+            body: Bytes::Stored(self.store.read(&manifest.id)?),
         })
     }
 
@@ -293,15 +337,6 @@ struct Opened {
     used: u64,
 }
 
-/// A store's body as the owner of a packet's memory.
-struct Held(Body);
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_ref()
-    }
-}
-
 impl Shelf {
     pub(crate) fn new(device: Device, budget: u64) -> Self {
         Self {
@@ -328,7 +363,7 @@ impl Shelf {
         self.make_room(bytes);
         let packet = Rc::new(match source.codec {
             Codec::None => {
-                let owner = Box::new(Held(source.body.clone()));
+                let owner = Box::new(source.body.clone());
                 PacketKv::from_owner(owner, source.shape, self.device)?
             }
             codec => codec.decode(source.body.as_ref(), source.shape, self.device)?,

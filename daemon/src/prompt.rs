@@ -17,6 +17,9 @@ use crate::split::{Tokens, split};
 /// What stands before the documents of a chat.
 const INTRODUCTION: &str = "Answer with the help of these documents.\n\n";
 
+/// What an adapter's bridge says before it is trained.
+const BRIDGE: &str = "Answer the question from the documents above.\n\n";
+
 /// Documents that a primer ends with, one a paragraph.
 pub(crate) const PRIMER_DOCUMENTS: &str = include_str!("../data/primer.txt");
 /// A primer's documents may take one part in so many of a context.
@@ -153,6 +156,15 @@ pub(crate) fn primer(
         documents.push(ids);
     }
     Ok(Primer::new(before, &documents))
+}
+
+/// What a bridge of so many tokens begins as: the first tokens of a sentence that stands behind documents, over and over.
+///
+/// # Errors
+/// The tokenizer's.
+pub(crate) fn bridge(tokenizer: &Tokenizer, tokens: usize) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode(BRIDGE)?.ids;
+    Ok(ids.iter().copied().cycle().take(tokens).collect())
 }
 
 /// What lies between the empty lines of a text.

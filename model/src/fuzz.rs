@@ -193,6 +193,11 @@ fn the_corpus_is_what_the_encoders_write() {
     let adapter = Adapter::new(&soft(2), &soft(1), [3; 32], "a".to_owned(), "{}".to_owned());
     let bytes = adapter.unwrap().to_bytes().unwrap();
     std::fs::write(corpus("adapter").join("small"), unsealed(bytes)).unwrap();
+    let sides = [2, 2, 1, 3, 4];
+    let bridge = Tensor::arange(48, (Kind::Float, Device::Cpu)).reshape(sides);
+    let adapter = Adapter::of_bridge(&bridge, [3; 32], "b".to_owned(), "{}".to_owned());
+    let bytes = adapter.unwrap().to_bytes().unwrap();
+    std::fs::write(corpus("adapter").join("bridge"), unsealed(bytes)).unwrap();
     let data = [0x3c_u8; 64];
     let dtypes = [
         ("lm_head.weight", Dtype::F32, vec![4, 2], 32),

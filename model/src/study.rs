@@ -2,13 +2,14 @@
 //!
 //! Gives the same numbers as [`Transformer::forward`], which serves (the tests hold them to it).
 
+use crate::adapter::{bridge_sides, planes};
 use crate::error::{Error, Result};
-use crate::layers::attention::Sight;
+use crate::layers::attention::{Before, Sight};
 use crate::layers::rope::Rope;
 use crate::layers::stretches::{Stretches, visible};
-use crate::packet::PacketShape;
+use crate::packet::{PacketKv, PacketShape, Plane};
 use crate::taps::{Documents, Mask, Pass};
-use crate::tensor::in_kind;
+use crate::tensor::{in_kind, int};
 use crate::transformer::Transformer;
 use std::ops::Range;
 use tch::{Kind, Tensor};
@@ -38,6 +39,51 @@ impl Transformer {
         };
         let x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
         let x = self.run(x, 0..self.blocks.len(), pass)?;
+        in_kind(&self.norm.forward(&x)?, self.kind)
+    }
+
+    /// One row of input embeddings `[1, S, d]` behind `context`, whose keys stand at their positions from 0 on, and behind
+    /// an adapter's `bridge` between the two, `[layers, 2, kv_heads, P, head_dim]`. Hidden states after the last norm,
+    /// `[1, S, d]`. Differentiable in the embeddings and in the bridge.
+    ///
+    /// # Errors
+    /// A context that grows too long, or libtorch's.
+    pub(crate) fn forward_over(
+        &self,
+        embeddings: &Tensor,
+        context: &PacketKv,
+        bridge: &Tensor,
+    ) -> Result<Tensor> {
+        let count = |side: i64| usize::try_from(side).unwrap_or(0);
+        let (stands, tokens) = (context.shape().tokens, count(embeddings.size3()?.1));
+        let own = count(bridge_sides(bridge)?.tokens);
+        let at = stands + own;
+        Error::unless_within(at + tokens, self.config.context)?;
+        let kind = match self.widens(tokens) {
+            true => Kind::Float,
+            false => self.kind,
+        };
+        let of = |(rope, window): (&Rope, Option<usize>)| -> Result<_> {
+            let mask = visible(at, tokens, window, self.device)?;
+            Ok((rope.angles(at, tokens)?, mask, rope.turn(int(stands))?))
+        };
+        let ways = self.ways();
+        let [full, windowed] = [of(ways[0])?, of(ways[1])?];
+        let mut pass = Pass::new();
+        let mut x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (angles, mask, turn) = block.window().map_or(&full, |_| &windowed);
+            let [keys, values] = planes(bridge, layer)?;
+            let keys = turn.rotate(&keys)?;
+            let between = Before::of_plane(&Plane { keys, values }, own, (1, kind))?;
+            let before = Before::of_plane(context.plane(layer)?, stands, (1, kind))?;
+            let sight = Sight::Rows {
+                angles,
+                mask: Some(mask),
+                before: Some(&between.behind(Some(&before))?),
+            };
+            (x, _) = block.forward_batch(&x, sight, &mut pass)?;
+        }
         in_kind(&self.norm.forward(&x)?, self.kind)
     }
 

@@ -36,6 +36,8 @@ pub(crate) struct Course<'a> {
 pub(crate) struct Placed {
     pub(crate) suite: Suite,
     pub(crate) lesson: Lesson,
+    /// Lessons of one number are about the same documents, and stand side by side.
+    pub(crate) about: usize,
 }
 
 impl Course<'_> {
@@ -50,13 +52,17 @@ impl Course<'_> {
             .filter(|text| text.split_whitespace().count() >= 24)
             .collect();
         let suites = self.suites()?;
-        (0..count)
-            .map(|index| {
-                let suite = suites.get(index % suites.len().max(1)).copied();
-                let suite = suite.unwrap_or(Suite::Biography);
-                self.lesson(suite, split, index as u64, &paragraphs)
-            })
-            .collect()
+        let mut lessons = Vec::with_capacity(count);
+        for about in 0.. {
+            let wanted = self.plan.questions.max(1).min(count - lessons.len());
+            if wanted == 0 {
+                break;
+            }
+            let suite = suites.get(about % suites.len().max(1)).copied();
+            let suite = suite.unwrap_or(Suite::Biography);
+            lessons.extend(self.about((suite, split), (about, wanted), &paragraphs)?);
+        }
+        Ok(lessons)
     }
 
     /// The suites of the plan, or all that there is text for.
@@ -78,20 +84,27 @@ impl Course<'_> {
         Ok(suites)
     }
 
-    fn lesson(
+    /// Lessons about the same documents, `wanted` at most and at least one.
+    fn about(
         &self,
-        suite: Suite,
-        split: Split,
-        index: u64,
+        (suite, split): (Suite, Split),
+        (about, wanted): (usize, usize),
         paragraphs: &[&str],
-    ) -> Result<Placed> {
+    ) -> Result<Vec<Placed>> {
         let most = self.plan.lesson_tokens;
         for attempt in 0..ATTEMPTS {
-            let seed = seed(self.plan.seed, split, index, attempt);
-            let sample = self.sample((suite, split), seed, attempt, paragraphs);
-            let lesson = self.tokens(&sample)?;
-            if lesson.tokens() <= most && !lesson.documents.is_empty() {
-                return Ok(Placed { suite, lesson });
+            let seed = seed(self.plan.seed, split, about as u64, attempt);
+            let samples = self.samples((suite, split), (seed, wanted), attempt, paragraphs);
+            let lessons = samples.iter().map(|sample| self.tokens(sample));
+            let lessons = lessons.collect::<Result<Vec<Lesson>>>()?;
+            let fits = |lesson: &Lesson| lesson.tokens() <= most && !lesson.documents.is_empty();
+            if !lessons.is_empty() && lessons.iter().all(fits) {
+                let placed = |lesson| Placed {
+                    suite,
+                    lesson,
+                    about,
+                };
+                return Ok(lessons.into_iter().map(placed).collect());
             }
         }
         Err(Error::invalid(
@@ -102,14 +115,15 @@ impl Course<'_> {
         ))
     }
 
-    /// A sample with lengths and counts by its seed; smaller with each attempt.
-    fn sample(
+    /// Samples about the same documents, `wanted` at most, with lengths and counts by their seed; smaller with each
+    /// attempt.
+    fn samples(
         &self,
         (suite, split): (Suite, Split),
-        seed: u64,
+        (seed, wanted): (u64, usize),
         attempt: u64,
         paragraphs: &[&str],
-    ) -> Sample {
+    ) -> Vec<Sample> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let fewer = usize::try_from(attempt / 2).unwrap_or(usize::MAX);
         let mut documents = |least: usize, most: usize| {
@@ -120,14 +134,14 @@ impl Course<'_> {
             Suite::Biography => Biography {
                 documents: documents(2, 7),
             }
-            .sample(split, seed),
+            .samples(split, seed, wanted),
             Suite::Needle => {
                 let documents = documents(2, 6);
                 let keys = if random.random_bool(0.5) { 1 } else { 4 };
                 let each = (self.plan.lesson_tokens * 3 / 4 / documents).max(32);
                 let least = each / 2;
                 let needle = Needle::single(documents, keys, least..=each);
-                needle.sample(split, seed, &|text| self.count(text))
+                needle.samples(split, (seed, wanted), &|text| self.count(text))
             }
             Suite::Tracking => {
                 let documents = documents(2, 4);
@@ -136,13 +150,13 @@ impl Course<'_> {
                     hops: random.random_range(1..=3),
                     sentences: random.random_range(2..=6),
                 };
-                tracking.sample(split, seed)
+                vec![tracking.sample(split, seed)]
             }
             Suite::Prose => Prose {
                 paragraphs,
                 documents: documents(1, 5),
             }
-            .sample(split, seed),
+            .samples(split, seed, wanted),
             Suite::Documents => {
                 let texts: Vec<&str> = self.documents.iter().map(String::as_str).collect();
                 let documents = documents(1, 4);
@@ -150,7 +164,7 @@ impl Course<'_> {
                     texts: &texts,
                     documents,
                 }
-                .sample(split, seed)
+                .samples(split, seed, wanted)
             }
         }
     }

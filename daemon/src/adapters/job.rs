@@ -23,6 +23,7 @@ use crate::engine::command::{Adapt, Command, Ticket};
 use crate::error::{Error, Result};
 use crate::grpc::Serving;
 use crate::jobs::JobHandle;
+use crate::prompt;
 
 /// Notes that may wait to be written; then training waits too.
 pub(crate) const NOTES: usize = 16;
@@ -55,6 +56,7 @@ pub(crate) async fn train(
     let (course, directory) = blocking(move || prepare(&place, request)).await?;
     let (notes, mut said) = mpsc::channel(NOTES);
     let engine = &serving.documents.engine;
+    let course = Box::new(course);
     let train = Adapt::Train { course, notes };
     engine
         .submit(ticket, Command::Adapt(Box::new(train)))
@@ -132,6 +134,7 @@ fn prepare(serving: &Serving, request: Request) -> Result<(training::Course, Pat
         .map(|(place, lesson)| (lesson, read(&answer(&directory, place)).ok()))
         .collect();
     let course = training::Course {
+        bridge: prompt::bridge(&serving.tokenizer, plan.bridge_tokens)?,
         plan,
         base,
         lessons,

@@ -30,6 +30,7 @@ pub(crate) struct Entry {
     pub(crate) base: Digest,
     pub(crate) header_tokens: usize,
     pub(crate) trailer_tokens: usize,
+    pub(crate) bridge_tokens: usize,
     /// How it was trained: JSON.
     pub(crate) training: String,
     pub(crate) created_at_ms: u64,
@@ -259,6 +260,7 @@ impl Entry {
             base: Digest(described.base),
             header_tokens: described.header_tokens,
             trailer_tokens: described.trailer_tokens,
+            bridge_tokens: described.bridge_tokens,
             training: described.training,
             created_at_ms,
             shipped,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::samples::Suite;
 
 /// Domain of a plan's digest.
-const CONTEXT: &str = "addenda 2026-11 adapter training plan v2";
+const CONTEXT: &str = "addenda 2026-11 adapter training plan v3";
 
 /// A training's figures. All are set: nothing is decided later.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,8 +19,14 @@ pub(crate) struct Plan {
     pub(crate) header_tokens: usize,
     /// Soft tokens after a document.
     pub(crate) trailer_tokens: usize,
+    /// Tokens of a bridge; 0 where soft tokens are trained, which are 0 otherwise.
+    #[serde(default)]
+    pub(crate) bridge_tokens: usize,
     /// What samples are made of, in turn.
     pub(crate) suites: Vec<String>,
+    /// Lessons about the same documents, at most.
+    #[serde(default)]
+    pub(crate) questions: usize,
     /// Lessons to learn from.
     pub(crate) samples: usize,
     /// Lessons to validate on.
@@ -43,14 +49,16 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             name: String::new(),
-            header_tokens: 8,
-            trailer_tokens: 8,
+            header_tokens: 0,
+            trailer_tokens: 0,
+            bridge_tokens: 8,
+            questions: 4,
             suites: Vec::new(),
             samples: 384,
             validation: 48,
             epochs: 3,
             batch: 16,
-            learning_rate: 5e-4,
+            learning_rate: 1e-2,
             seed: 0,
             answer_tokens: 24,
             lesson_tokens: 512,
@@ -59,6 +67,24 @@ impl Default for Plan {
 }
 
 impl Plan {
+    /// What is set where nothing is said: of a bridge, or of soft tokens, which learn at a lower rate and see documents
+    /// anew with every question.
+    #[must_use]
+    pub(crate) fn defaults(soft: bool) -> Self {
+        let plan = Self::default();
+        if !soft {
+            return plan;
+        }
+        Self {
+            header_tokens: 8,
+            trailer_tokens: 8,
+            bridge_tokens: 0,
+            questions: 1,
+            learning_rate: 5e-4,
+            ..plan
+        }
+    }
+
     /// Updates in one pass over the lessons; what is left of a batch waits for no other.
     #[must_use]
     pub(crate) fn updates_per_epoch(&self) -> usize {

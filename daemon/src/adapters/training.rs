@@ -4,9 +4,10 @@
 //! [`Note`]s, which its client writes, so that no fsync ever holds the engine. Invariant: the
 //! course of a training depends on its plan and lessons alone, not on where it was interrupted.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use addenda_model::adapter::{Measured, Schedule, Student, Taught, Trainer, teach};
+use addenda_model::adapter::{Desk, Measured, Primer, Schedule, Student, Taught, Trainer, teach};
 use addenda_model::{Adapter, Tokenizer, Transformer};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::course::Placed;
 use super::plan::Plan;
 use super::samples::Suite;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Validations without a better one, after which training ends.
@@ -28,6 +30,8 @@ pub(crate) struct Course {
     pub(crate) plan: Plan,
     /// Base model's fingerprint.
     pub(crate) base: [u8; 32],
+    /// What a bridge begins as, in tokens.
+    pub(crate) bridge: Vec<u32>,
     /// Lessons to learn from, then those to validate on, each with its teacher's answer if that
     /// was kept.
     pub(crate) lessons: Vec<(Placed, Option<Vec<u8>>)>,
@@ -109,6 +113,7 @@ pub(crate) struct Training {
     course: Course,
     taught: Vec<Taught>,
     trainer: Trainer,
+    desk: Rc<Desk>,
     notes: Notes,
     stage: Stage,
     /// Places of the lessons of this pass, in order, and the pass.
@@ -153,9 +158,14 @@ impl Training {
                 "gives no samples to train on or to validate on",
             ));
         }
-        let (header, trailer) = first_tokens(&course);
         let name = plan.name.clone();
-        let first = Adapter::of_tokens(model, (&header, &trailer), course.base, name)?;
+        let first = if plan.bridge_tokens > 0 {
+            let before = first_preamble(&course);
+            Adapter::bridge_of_tokens(model, (before, &course.bridge), course.base, name)?
+        } else {
+            let (header, trailer) = first_tokens(&course);
+            Adapter::of_tokens(model, (&header, &trailer), course.base, name)?
+        };
         let schedule = Schedule {
             updates: plan.updates() as u64,
             learning_rate: plan.learning_rate,
@@ -172,6 +182,7 @@ impl Training {
             course,
             taught: Vec::new(),
             trainer,
+            desk: Rc::default(),
             notes,
             stage: Stage::Teach,
             order: (Vec::new(), None),
@@ -179,31 +190,40 @@ impl Training {
         })
     }
 
-    /// One small step: a teacher's answer, one lesson, or one measurement. Its notes; after
-    /// [`Note::Done`] there is nothing more to do.
+    /// One small step under the weights of this revision: a teacher's answer, one lesson, or one measurement. Its
+    /// notes; after [`Note::Done`] there is nothing more to do.
     ///
     /// # Errors
     /// The model's.
     pub(crate) fn step(
         &mut self,
-        student: Student<'_>,
+        (revision, model): (Digest, &Transformer),
+        primer: Option<Primer<'_>>,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<Note>> {
         let started = Instant::now();
+        let desk = Rc::clone(&self.desk);
+        desk.under(revision.0);
+        let student = Student {
+            model,
+            primer,
+            desk: &desk,
+        };
         let mut notes = match self.stage.clone() {
-            Stage::Teach => self.teach(student.model, tokenizer)?,
+            Stage::Teach => self.teach(student, tokenizer)?,
             Stage::Measure { before, so_far } => self.measure(student, before, so_far)?,
             Stage::Learn => self.learn(student)?,
             Stage::End => Vec::new(),
         };
         self.notes.seconds += started.elapsed().as_secs_f64();
         if self.stage == Stage::End {
-            notes.push(Note::Done(Box::new(self.outcome(student.model)?)));
+            notes.push(Note::Done(Box::new(self.outcome(model)?)));
         }
         Ok(notes)
     }
 
-    fn teach(&mut self, model: &Transformer, tokenizer: &Tokenizer) -> Result<Vec<Note>> {
+    fn teach(&mut self, student: Student<'_>, tokenizer: &Tokenizer) -> Result<Vec<Note>> {
+        let Student { model, desk, .. } = student;
         let place = self.taught.len();
         let Some((placed, kept)) = self.course.lessons.get_mut(place) else {
             self.begin_lessons();
@@ -219,7 +239,7 @@ impl Training {
             None => {
                 let started = Instant::now();
                 let most = self.course.plan.answer_tokens;
-                let taught = teach(model, lesson, most, |id| tokenizer.is_end(id))?;
+                let taught = teach((model, desk), lesson, most, |id| tokenizer.is_end(id))?;
                 self.clock.teach.0 += started.elapsed();
                 self.clock.teach.1 += 1;
                 notes.push(Note::Answer(place, taught.answer_bytes()?));
@@ -316,7 +336,7 @@ impl Training {
         let (updates, all) = (self.trainer.updates(), plan.updates() as u64);
         let epoch = updates / per_epoch;
         if self.order.1 != Some(epoch) {
-            self.order = (order(plan, epoch), Some(epoch));
+            self.order = (order(&self.course, epoch), Some(epoch));
         }
         let at = (updates % per_epoch) * batch + self.trainer.gathered();
         let place = usize::try_from(at).ok();
@@ -457,10 +477,15 @@ impl Training {
     }
 }
 
+/// What stands before the documents of the first lesson.
+fn first_preamble(course: &Course) -> &[u32] {
+    let lesson = course.lessons.first().map(|(placed, _)| &placed.lesson);
+    lesson.map_or(&[], |lesson| &lesson.preamble)
+}
+
 /// What header and trailer begin as: the last tokens before documents, and the token that documents end with.
 fn first_tokens(course: &Course) -> (Vec<u32>, Vec<u32>) {
     let lesson = course.lessons.first().map(|(placed, _)| &placed.lesson);
-    let before = lesson.map(|lesson| lesson.preamble.as_slice());
     let document = lesson.and_then(|lesson| lesson.documents.first());
     let end = document.and_then(|ids| ids.last()).copied();
     let end = end.unwrap_or_default();
@@ -469,7 +494,7 @@ fn first_tokens(course: &Course) -> (Vec<u32>, Vec<u32>) {
         trailer_tokens,
         ..
     } = course.plan;
-    let before = before.unwrap_or_default().iter().rev().copied();
+    let before = first_preamble(course).iter().rev().copied();
     let mut header: Vec<u32> = before
         .chain(std::iter::repeat(end))
         .take(header_tokens)
@@ -478,13 +503,16 @@ fn first_tokens(course: &Course) -> (Vec<u32>, Vec<u32>) {
     (header, vec![end; trailer_tokens])
 }
 
-/// The order of the lessons in a pass.
-fn order(plan: &Plan, epoch: u64) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..plan.samples).collect();
+/// The order of the lessons in a pass; those about the same documents stay side by side.
+fn order(course: &Course, epoch: u64) -> Vec<usize> {
+    let plan = &course.plan;
     let mut random = ChaCha8Rng::seed_from_u64(plan.seed);
     random.set_stream(epoch + 1);
-    places.shuffle(&mut random);
-    places
+    let about = |place: &usize| course.lessons.get(*place).map(|(placed, _)| placed.about);
+    let places: Vec<usize> = (0..plan.samples).collect();
+    let mut groups: Vec<&[usize]> = places.chunk_by(|a, b| about(a) == about(b)).collect();
+    groups.shuffle(&mut random);
+    groups.concat()
 }
 
 fn sum(figures: &[(f64, u64, u64)]) -> Measured {

@@ -247,8 +247,10 @@ pub(crate) struct Finished {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Under {
     pub(crate) revision: Digest,
-    /// The adapter that wraps documents; zeros for none.
+    /// The active adapter; zeros for none.
     pub(crate) adapter: Digest,
+    /// The same where it is one that wraps documents, on which packets depend; zeros for none, and for a bridge.
+    pub(crate) wrapping: Digest,
     pub(crate) active_facts: usize,
     /// Whether they changed after the first token.
     pub(crate) changed: bool,
@@ -258,7 +260,7 @@ impl Under {
     /// What a packet of this form is made with now.
     pub(crate) fn origin(&self, form: Form) -> Origin {
         let adapter = match form {
-            Form::Wrapped => self.adapter,
+            Form::Wrapped => self.wrapping,
             Form::Plain | Form::Joint => NO_ADAPTER,
         };
         Origin {
@@ -409,7 +411,7 @@ pub(crate) enum Adapt {
     },
     /// Train one beside everything else.
     Train {
-        course: Course,
+        course: Box<Course>,
         /// What is to be kept and told; an error or [`Note::Done`] comes last.
         notes: mpsc::Sender<Result<Note>>,
     },

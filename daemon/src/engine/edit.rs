@@ -11,7 +11,7 @@ use addenda_editor::{Added, Editor, Error as EditorError, Pace, Planned, Progres
 use addenda_model::{Tokenizer, Transformer};
 
 use crate::digest::Digest;
-use crate::engine::command::{Command, Edit, Ticket, Under, View, Waiting};
+use crate::engine::command::{Command, Edit, NO_ADAPTER, Ticket, Under, View, Waiting};
 use crate::engine::scheduler::{Floor, guard};
 use crate::engine::wear::{Working, Worn};
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ pub(crate) struct Bench {
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Fingerprint of the base weights.
     pub(crate) base: [u8; 32],
-    /// The adapter that documents are wrapped in.
+    /// The active adapter.
     pub(crate) worn: Option<Worn>,
     /// The adapter that is being trained.
     pub(crate) working: Option<Working>,
@@ -44,7 +44,8 @@ impl Bench {
     pub(crate) fn under(&self) -> Under {
         Under {
             revision: Digest(self.editor.revision()),
-            adapter: self.adapter_digest(),
+            adapter: self.worn.as_ref().map_or(NO_ADAPTER, |worn| worn.digest),
+            wrapping: self.worn.as_ref().map_or(NO_ADAPTER, Worn::wrapping),
             active_facts: self.editor.active(),
             changed: false,
         }

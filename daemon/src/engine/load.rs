@@ -113,7 +113,7 @@ fn wear(config: &Config, adapters: &Library, model: &Transformer) -> Result<Opti
         return Ok(None);
     };
     let worn = Worn::new(&adapters.bytes(&entry)?, entry.base, model)?;
-    tracing::info!(adapter = %entry.id, name = %entry.name, "documents are wrapped in an adapter");
+    tracing::info!(adapter = %entry.id, name = %entry.name, "an adapter is active");
     Ok(Some(worn))
 }
 

@@ -39,7 +39,7 @@ use crate::engine::queue::{Queue, Refused};
 use crate::engine::scheduler::{Floor, Outside};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::packets::Shelf;
+use crate::packets::{PacketSource, Shelf};
 
 /// Whether the engine can be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub(crate) enum Health {
 pub(crate) struct EngineState {
     pub(crate) health: Health,
     pub(crate) under: Under,
+    /// The active adapter's bridge, which stands behind the packets of a context.
+    pub(crate) bridge: Option<PacketSource>,
     /// Entries of the ledger.
     pub(crate) ledger: u64,
     /// When a fact next comes or goes by its dates, milliseconds since 1970-01-01T00:00:00Z.
@@ -91,9 +93,11 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         under: Under {
             revision: Digest([0; 32]),
             adapter: NO_ADAPTER,
+            wrapping: NO_ADAPTER,
             active_facts: 0,
             changed: false,
         },
+        bridge: None,
         ledger: 0,
         next_turn: None,
     });
@@ -127,6 +131,7 @@ pub(crate) fn start(setup: Setup) -> Result<Started> {
         state.send_modify(|state| {
             state.health = Health::Ready;
             state.under = under;
+            state.bridge = bench.bridge();
             (state.ledger, state.next_turn) = bench.ledger();
         });
         let shelf = Shelf::new(bench.model.device(), mapped);

@@ -25,7 +25,7 @@ use crate::engine::{EngineState, Health};
 use crate::error::{Error, Result};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::packets::Shelf;
+use crate::packets::{PacketSource, Shelf};
 
 /// Longest time that others are served between two steps of an edit that is itself quick.
 const LEAST_TURN: Duration = Duration::from_millis(20);
@@ -181,6 +181,17 @@ impl Floor {
         if let Some(building) = &mut self.building {
             building.weights_changed(under);
         }
+    }
+
+    /// The same for another adapter, or none, and its bridge.
+    pub(crate) fn adapter_changed(
+        &mut self,
+        model: &Transformer,
+        (under, bridge): (Under, Option<PacketSource>),
+        ledger: (u64, Option<u64>),
+    ) {
+        self.state.send_modify(|state| state.bridge = bridge);
+        self.weights_changed(model, under, ledger);
     }
 
     /// Makes known that the ledger says more, and the weights are what they were.

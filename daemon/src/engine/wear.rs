@@ -1,4 +1,4 @@
-//! The adapter that documents are wrapped in, and the training of one beside everything else.
+//! The active adapter, and the training of one beside everything else.
 //!
 //! Owns both as the engine's thread has them. Invariants: an adapter that is worn is the served base
 //! model's; serving goes before training, which is stepped where nothing else runs, or has waited
@@ -7,16 +7,17 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use addenda_model::adapter::Student;
+use addenda_model::adapter::Primer;
 use addenda_model::{Adapter, Tokenizer, Transformer};
 use tokio::sync::mpsc;
 
 use crate::adapters::training::{Course, Note, Training};
 use crate::digest::Digest;
-use crate::engine::command::{Adapt, Command, NO_ADAPTER, Ticket, Waiting};
+use crate::engine::command::{Adapt, Command, NO_ADAPTER, Origin, Ticket, Waiting};
 use crate::engine::edit::Bench;
 use crate::engine::scheduler::{Floor, guard};
 use crate::error::{Error, Result};
+use crate::packets::PacketSource;
 
 /// How long training waits for a quiet moment before it takes one step all the same.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,6 +28,8 @@ const NOTES_OF_A_STEP: usize = 4;
 pub(crate) struct Worn {
     pub(crate) adapter: Adapter,
     pub(crate) digest: Digest,
+    /// Its bridge, to be read under any weights.
+    bridge: Option<PacketSource>,
 }
 
 impl Worn {
@@ -36,7 +39,7 @@ impl Worn {
     /// A file that is none, or of another model.
     pub(crate) fn new(file: &[u8], base: Digest, model: &Transformer) -> Result<Self> {
         let adapter = Adapter::from_bytes(file)?;
-        if adapter.base() != base.0 || adapter.width() != model.config().hidden_size {
+        if adapter.base() != base.0 || adapter.check_fits(model).is_err() {
             let reason = format!("\"{}\" was trained for another base model", adapter.name());
             return Err(Error::Precondition {
                 field: "adapter",
@@ -44,7 +47,22 @@ impl Worn {
             });
         }
         let digest = Digest(adapter.digest()?);
-        Ok(Self { adapter, digest })
+        let origin = Origin {
+            revision: base,
+            adapter: digest,
+        };
+        let bridge = adapter.bridge_packet(model)?;
+        let bridge = bridge.map(|bridge| PacketSource::of_bridge(&bridge, origin));
+        Ok(Self {
+            digest,
+            bridge: bridge.transpose()?,
+            adapter,
+        })
+    }
+
+    /// What packets depend on: the digest of an adapter that wraps documents.
+    pub(crate) fn wrapping(&self) -> Digest {
+        self.adapter.soft().map_or(NO_ADAPTER, |_| self.digest)
     }
 }
 
@@ -59,9 +77,9 @@ pub(crate) struct Working {
 }
 
 impl Bench {
-    /// Digest of the adapter that is worn; zeros for none.
-    pub(crate) fn adapter_digest(&self) -> Digest {
-        self.worn.as_ref().map_or(NO_ADAPTER, |worn| worn.digest)
+    /// The bridge of the adapter that is worn.
+    pub(crate) fn bridge(&self) -> Option<PacketSource> {
+        self.worn.as_ref()?.bridge.clone()
     }
 
     /// Does what an adapter needs of the engine.
@@ -83,10 +101,11 @@ impl Bench {
                 });
                 drop(reply.send(worn.map(|worn| {
                     self.worn = worn;
-                    floor.weights_changed(&self.model, self.under(), self.ledger());
+                    let now = (self.under(), self.bridge());
+                    floor.adapter_changed(&self.model, now, self.ledger());
                 })));
             }
-            Adapt::Train { course, notes } => self.begin_training(ticket, course, notes),
+            Adapt::Train { course, notes } => self.begin_training(ticket, *course, notes),
         }
     }
 
@@ -145,7 +164,7 @@ impl Bench {
         let stepped = guard(|| {
             let under = (revision, model);
             floor.primer.study(under, floor.chunk, |primer| {
-                working.step(Student { model, primer }, &self.tokenizer)
+                working.step(under, primer, &self.tokenizer)
             })
         });
         match stepped {
@@ -178,8 +197,13 @@ impl Working {
     }
 
     /// One step; true after the last.
-    fn step(&mut self, student: Student<'_>, tokenizer: &Tokenizer) -> Result<bool> {
-        let notes = self.training.step(student, tokenizer)?;
+    fn step(
+        &mut self,
+        under: (Digest, &Transformer),
+        primer: Option<Primer<'_>>,
+        tokenizer: &Tokenizer,
+    ) -> Result<bool> {
+        let notes = self.training.step(under, primer, tokenizer)?;
         let done = notes.iter().any(|note| matches!(note, Note::Done(_)));
         self.waiting.extend(notes);
         self.say();

@@ -153,6 +153,7 @@ fn record(entry: &Entry, active: Digest) -> wire::AdapterRecord {
         name: entry.name.clone(),
         header_tokens: count(entry.header_tokens),
         trailer_tokens: count(entry.trailer_tokens),
+        bridge_tokens: count(entry.bridge_tokens),
         base_fingerprint: entry.base.to_string(),
         active: entry.id == active,
         created_at_ms: match trained.created_at_ms {
@@ -173,7 +174,12 @@ fn record(entry: &Entry, active: Digest) -> wire::AdapterRecord {
 /// A field out of its bounds.
 fn asked(request: wire::TrainAdapterRequest, model: &str) -> Result<job::Request> {
     let data = request.data.unwrap_or_default();
-    let defaults = Plan::default();
+    let soft = request.header_tokens > 0 || request.trailer_tokens > 0;
+    if soft && request.bridge_tokens > 0 {
+        let reason = "is asked for beside soft tokens; an adapter has one or the other";
+        return Err(Error::invalid("bridge_tokens", reason));
+    }
+    let defaults = Plan::defaults(soft);
     let or = |field, value: u32, default: usize, most: usize| match value as usize {
         0 => Ok(default),
         value if value <= most => Ok(value),
@@ -182,7 +188,7 @@ fn asked(request: wire::TrainAdapterRequest, model: &str) -> Result<job::Request
             format!("is {value}; {most} at most are taken"),
         )),
     };
-    let soft = MAX_SOFT_TOKENS;
+    let most = MAX_SOFT_TOKENS;
     let samples = or("data.samples", data.samples, defaults.samples, 65_536)?;
     let plan = Plan {
         name: name(request.name, model)?,
@@ -190,14 +196,21 @@ fn asked(request: wire::TrainAdapterRequest, model: &str) -> Result<job::Request
             "header_tokens",
             request.header_tokens,
             defaults.header_tokens,
-            soft,
+            most,
         )?,
         trailer_tokens: or(
             "trailer_tokens",
             request.trailer_tokens,
             defaults.trailer_tokens,
-            soft,
+            most,
         )?,
+        bridge_tokens: or(
+            "bridge_tokens",
+            request.bridge_tokens,
+            defaults.bridge_tokens,
+            most,
+        )?,
+        questions: or("data.questions", data.questions, defaults.questions, 16)?,
         suites: suites(data.suites)?,
         samples,
         validation: or(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use addenda_proto::addenda::v1::{MissedDocument, Mode};
 
 use crate::documents::{Resolved, blocking};
+use crate::engine::EngineState;
 use crate::engine::command::{Blend, Form, Prompt, Segment, Ticket};
 use crate::error::{Error, Result};
 use crate::grpc::lookup::{missed, word};
@@ -41,7 +42,7 @@ pub(crate) struct Context {
     pub(crate) choice: Choice,
     /// Ids of the packets, in order.
     pub(crate) packets: Vec<String>,
-    /// The adapter of those packets, as the wire shows it.
+    /// The adapter that wraps those packets or stands behind them, as the wire shows it.
     pub(crate) adapter: String,
     /// Tokens read from packets that had to be computed first.
     rebuilt: usize,
@@ -142,6 +143,9 @@ impl Asked {
                     };
                     for part in resolved {
                         context.place(part, computed);
+                    }
+                    if mode == Mode::Packet {
+                        context.bridge(serving.documents.engine.state());
                     }
                 }
             }
@@ -245,6 +249,15 @@ impl Context {
             0 => Segment::Packet(packet),
             from => Segment::Rest(packet, from),
         });
+    }
+
+    /// Appends the active adapter's bridge, where it has one, behind packets.
+    fn bridge(&mut self, state: EngineState) {
+        if let Some(bridge) = state.bridge.filter(|_| !self.packets.is_empty()) {
+            self.adapter = shown(bridge.origin().adapter);
+            let bridge = bridge.under(state.under.revision);
+            self.prompt.segments.push(Segment::Packet(bridge));
+        }
     }
 
     /// Appends documents of whose tokens a share is computed.

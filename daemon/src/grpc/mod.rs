@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::digest::Digest;
 use crate::documents::Documents;
 use crate::engine::Engine;
-use crate::engine::command::{Form, Ticket};
+use crate::engine::command::{NO_ADAPTER, Ticket};
 use crate::engine::load::Loaded;
 use crate::error::{Error, Result};
 use crate::grpc::mode::{Certified, Way};
@@ -101,19 +101,19 @@ impl Serving {
     /// All that a measurement of `way` would depend on now.
     pub(crate) fn basis(&self, way: Way) -> Basis {
         let documents = &self.documents;
-        let form = match way.mode {
-            Mode::Packet => Form::Wrapped,
-            _ => Form::Plain,
+        let under = documents.engine.state().under;
+        let adapter = match way.mode {
+            Mode::Packet => under.adapter,
+            _ => NO_ADAPTER,
         };
-        let origin = documents.engine.state().under.origin(form);
         let link = way.mode == Mode::Link;
         let blend = way.mode == Mode::Blend;
         Basis {
             mode: way.mode.into(),
             link_tokens: link.then(|| u32::try_from(way.link_tokens()).unwrap_or(u32::MAX)),
             blend_share: blend.then(|| way.share()),
-            revision: origin.revision.to_string(),
-            adapter: packets::shown(origin.adapter),
+            revision: under.revision.to_string(),
+            adapter: packets::shown(adapter),
             tokenizer: Digest(self.tokenizer.fingerprint()).to_string(),
             codec: documents.packets.dtype().to_owned(),
             rope: documents.packets.rope().to_owned(),

@@ -1,4 +1,4 @@
-//! An adapter as a safetensors file: "header" and "trailer", f32, and what they belong to.
+//! An adapter as a safetensors file: "header" and "trailer", or "bridge", f32, and what they belong to.
 //!
 //! Owns the format. Never opens a file: bytes come and go. Whatever the bytes say is checked
 //! before a tensor is made of them.
@@ -9,19 +9,21 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use tch::{Kind, Tensor};
 
-use super::Adapter;
+use super::{Adapter, Parts};
 use crate::error::{Error, Result};
 use crate::tensor::{from_bytes, to_bytes};
 
-/// Soft tokens on each side at most.
+/// Soft tokens on each side, or a bridge's, at most.
 pub const MAX_SOFT_TOKENS: usize = 64;
 /// Bytes of an adapter's file at most.
 pub const MAX_FILE_BYTES: usize = 8 << 20;
 
 /// Domain of an adapter's digest.
 const DIGEST_CONTEXT: &str = "addenda 2026-11 adapter v1";
-/// What the metadata's "format" says.
+/// What the metadata's "format" says of soft tokens.
 const FORMAT: &str = "addenda adapter v3";
+/// And of a bridge.
+const BRIDGE_FORMAT: &str = "addenda adapter v4";
 /// Trained for packets that were computed behind nothing, or behind no other documents, which are not made any more.
 const BEFORE: [&str; 2] = ["addenda adapter v1", "addenda adapter v2"];
 /// Longest name, bytes.
@@ -33,16 +35,17 @@ impl Adapter {
     /// # Errors
     /// libtorch's.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let format = match self.parts {
+            Parts::Soft { .. } => FORMAT,
+            Parts::Bridge(_) => BRIDGE_FORMAT,
+        };
         let metadata = HashMap::from([
-            ("format".to_owned(), FORMAT.to_owned()),
+            ("format".to_owned(), format.to_owned()),
             ("base".to_owned(), hex(&self.base)),
             ("name".to_owned(), self.name.clone()),
             ("training".to_owned(), self.training.clone()),
         ]);
-        write(
-            &[("header", &self.header), ("trailer", &self.trailer)],
-            metadata,
-        )
+        write(&self.parts.named(), metadata)
     }
 
     /// Reads a file's bytes.
@@ -52,14 +55,20 @@ impl Adapter {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let described = Description::read(bytes)?;
         let (tensors, _) = read(bytes)?;
-        let (header, trailer) = (soft(&tensors, "header")?, soft(&tensors, "trailer")?);
+        let parts = match described.bridge_tokens {
+            0 => Parts::Soft {
+                header: trained(&tensors, "header")?,
+                trailer: trained(&tensors, "trailer")?,
+            },
+            _ => Parts::Bridge(trained(&tensors, "bridge")?),
+        };
         let Description {
             base,
             name,
             training,
             ..
         } = described;
-        Self::new(&header, &trailer, base, name, training)
+        Self::of(&parts, base, name, training)
     }
 }
 
@@ -74,19 +83,19 @@ pub struct Description {
     pub name: String,
     /// How it was trained: JSON.
     pub training: String,
-    /// H.
+    /// H; 0 of a bridge.
     pub header_tokens: usize,
-    /// T.
+    /// T; 0 of a bridge.
     pub trailer_tokens: usize,
-    /// d.
-    pub width: usize,
+    /// P; 0 of soft tokens.
+    pub bridge_tokens: usize,
 }
 
 impl Description {
     /// Reads and checks a file's bytes.
     ///
     /// # Errors
-    /// Too many bytes, another format, a name that is none, or soft tokens that no model could take.
+    /// Too many bytes, another format, a name that is none, or parts that no model could take.
     pub fn read(bytes: &[u8]) -> Result<Self> {
         if bytes.len() > MAX_FILE_BYTES {
             let found = bytes.len();
@@ -95,14 +104,19 @@ impl Description {
             )));
         }
         let (tensors, metadata) = read(bytes)?;
-        match metadata.get("format").map(String::as_str) {
-            Some(FORMAT) => {}
+        let is_bridge = match metadata.get("format").map(String::as_str) {
+            Some(FORMAT) => false,
+            Some(BRIDGE_FORMAT) => true,
             Some(format) if BEFORE.contains(&format) => {
                 let why = "it was trained for packets as they were made before; train it again";
                 return Err(refused(why.to_owned()));
             }
-            _ => return Err(refused(format!("its format is not \"{FORMAT}\""))),
-        }
+            _ => {
+                return Err(refused(format!(
+                    "its format is neither \"{FORMAT}\" nor \"{BRIDGE_FORMAT}\""
+                )));
+            }
+        };
         let base = metadata.get("base").and_then(|text| unhex(text));
         let base = base.ok_or_else(|| refused("it does not name its base model".to_owned()))?;
         let text = |key: &str| metadata.get(key).cloned().unwrap_or_default();
@@ -112,36 +126,59 @@ impl Description {
                 "its name is not 1 to 64 characters of [A-Za-z0-9._-]".to_owned(),
             ));
         }
-        let header = sides(&tensors, "header")?;
-        let trailer = sides(&tensors, "trailer")?;
-        if header.1 != trailer.1 {
-            return Err(refused("header and trailer differ in width".to_owned()));
-        }
-        let soft = [(header.0, header.2), (trailer.0, trailer.2)];
+        let parts = if is_bridge {
+            vec![bridge(&tensors)?]
+        } else {
+            let [header, trailer] = [soft(&tensors, "header")?, soft(&tensors, "trailer")?];
+            if header.1.len() * trailer.0 != trailer.1.len() * header.0 {
+                return Err(refused("header and trailer differ in width".to_owned()));
+            }
+            vec![header, trailer]
+        };
+        let tokens = |place: usize| parts.get(place).map_or(0, |(tokens, _)| *tokens);
+        let [header_tokens, trailer_tokens, bridge_tokens] = match is_bridge {
+            true => [0, 0, tokens(0)],
+            false => [tokens(0), tokens(1), 0],
+        };
         Ok(Self {
-            digest: digest(&base, soft),
+            digest: digest(&base, &parts),
             base,
             name,
             training: text("training"),
-            header_tokens: header.0,
-            trailer_tokens: trailer.0,
-            width: header.1,
+            header_tokens,
+            trailer_tokens,
+            bridge_tokens,
         })
     }
 }
 
-/// Tokens, width and bytes of a tensor of soft tokens.
-fn sides<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<(usize, usize, &'a [u8])> {
+/// Tokens and bytes of a side's soft tokens.
+fn soft<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<(usize, &'a [u8])> {
     let view = tensors.tensor(name).map_err(damaged)?;
-    let (Dtype::F32, &[tokens, width]) = (view.dtype(), view.shape()) else {
+    let (Dtype::F32, &[tokens, _]) = (view.dtype(), view.shape()) else {
         return Err(refused(format!("\"{name}\" is not f32 [tokens, width]")));
     };
-    if !(1..=MAX_SOFT_TOKENS).contains(&tokens) || width == 0 {
+    checked(name, tokens, view.data())
+}
+
+/// Tokens and bytes of a bridge.
+fn bridge<'a>(tensors: &SafeTensors<'a>) -> Result<(usize, &'a [u8])> {
+    let view = tensors.tensor("bridge").map_err(damaged)?;
+    let (Dtype::F32, &[_, 2, _, tokens, _]) = (view.dtype(), view.shape()) else {
+        let sides = "[layers, 2, kv_heads, tokens, head_dim]";
+        return Err(refused(format!("\"bridge\" is not f32 {sides}")));
+    };
+    checked("bridge", tokens, view.data())
+}
+
+/// Tokens and bytes, unless they are too few or too many, or not numbers.
+fn checked<'a>(name: &str, tokens: usize, bytes: &'a [u8]) -> Result<(usize, &'a [u8])> {
+    if !(1..=MAX_SOFT_TOKENS).contains(&tokens) || bytes.is_empty() {
+        let found = bytes.len();
         return Err(refused(format!(
-            "\"{name}\" has {tokens} tokens of width {width}; 1 to {MAX_SOFT_TOKENS} are taken"
+            "\"{name}\" has {tokens} tokens in {found} bytes; 1 to {MAX_SOFT_TOKENS} tokens are taken"
         )));
     }
-    let bytes = view.data();
     let finite = |four: &[u8]| {
         let four = <[u8; 4]>::try_from(four).unwrap_or([0xff; 4]);
         f32::from_le_bytes(four).is_finite()
@@ -151,15 +188,16 @@ fn sides<'a>(tensors: &SafeTensors<'a>, name: &str) -> Result<(usize, usize, &'a
             "\"{name}\" has values that are not finite"
         )));
     }
-    Ok((tokens, width, bytes))
+    Ok((tokens, bytes))
 }
 
-/// BLAKE3 of the base's fingerprint, both lengths, and the soft tokens as f32, little-endian.
-pub(crate) fn digest(base: &[u8; 32], soft: [(usize, &[u8]); 2]) -> [u8; 32] {
+/// BLAKE3 of the base's fingerprint and, of each part, its tokens and its f32, little-endian. A bridge is one part, soft
+/// tokens are two.
+pub(crate) fn digest(base: &[u8; 32], parts: &[(usize, &[u8])]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key(DIGEST_CONTEXT);
     hasher.update(base);
-    for (tokens, bytes) in soft {
-        hasher.update(&(tokens as u64).to_le_bytes());
+    for (tokens, bytes) in parts {
+        hasher.update(&(*tokens as u64).to_le_bytes());
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     }
@@ -207,11 +245,11 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(SafeTensors<'_>, HashMap<String, Str
     Ok((tensors, texts))
 }
 
-/// The f32 tensor of this name and of two sides.
-pub(crate) fn soft(tensors: &SafeTensors<'_>, name: &str) -> Result<Tensor> {
+/// The f32 tensor of this name.
+pub(crate) fn trained(tensors: &SafeTensors<'_>, name: &str) -> Result<Tensor> {
     let view = tensors.tensor(name).map_err(damaged)?;
-    if view.dtype() != Dtype::F32 || view.shape().len() != 2 {
-        return Err(refused(format!("\"{name}\" is not f32 [tokens, width]")));
+    if view.dtype() != Dtype::F32 {
+        return Err(refused(format!("\"{name}\" is not f32")));
     }
     tensor(&view, Kind::Float)
 }

@@ -7,7 +7,7 @@
 
 use tch::Tensor;
 
-use super::file;
+use super::{Desk, file};
 use crate::error::{Error, Result};
 use crate::tensor::NoGrad;
 use crate::transformer::{Input, Transformer};
@@ -29,14 +29,6 @@ impl Lesson {
     pub fn tokens(&self) -> usize {
         let documents: usize = self.documents.iter().map(Vec::len).sum();
         self.preamble.len() + documents + self.prompt.len()
-    }
-
-    /// All tokens in order.
-    fn ids(&self) -> Vec<u32> {
-        let mut ids = self.preamble.clone();
-        ids.extend(self.documents.iter().flatten());
-        ids.extend(&self.prompt);
-        ids
     }
 }
 
@@ -69,6 +61,12 @@ impl Taught {
             answer,
             hidden,
         })
+    }
+
+    /// What the student reads behind the documents: the answer's last token is only ever an answer, never read.
+    pub(crate) fn prompt_and_answer(&self) -> Vec<u32> {
+        let read = self.answer.split_last().map_or(&[][..], |(_, read)| read);
+        [&self.lesson.prompt[..], read].concat()
     }
 
     /// The teacher's hidden states, `[answer, d]`.
@@ -120,12 +118,12 @@ impl Taught {
 }
 
 /// Lets the model answer under full attention, greedily, at most `most` tokens long and up to
-/// where `is_end` says that the turn is over.
+/// where `is_end` says that the turn is over. What it computes of the documents it leaves on the desk.
 ///
 /// # Errors
 /// An empty prompt, a lesson longer than the context, or libtorch's.
 pub fn teach(
-    model: &Transformer,
+    (model, desk): (&Transformer, &Desk),
     lesson: Lesson,
     most: usize,
     is_end: impl Fn(u32) -> bool,
@@ -136,8 +134,8 @@ pub fn teach(
             "a lesson needs a prompt, and an answer of at least one token".to_owned(),
         ));
     }
-    let mut kv = model.new_kv()?;
-    let mut states = model.forward(Input::Ids(&lesson.ids()), &mut kv)?;
+    let mut kv = desk.full(model, &lesson)?;
+    let mut states = model.forward(Input::Ids(&lesson.prompt), &mut kv)?;
     let (mut answer, mut hidden) = (Vec::new(), Vec::new());
     loop {
         let last = states.f_narrow(0, -1, 1)?;
@@ -150,6 +148,7 @@ pub fn teach(
         }
         states = model.decode(&[id], &mut [&mut kv])?;
     }
+    desk.keep_full(&lesson, kv);
     let hidden = Tensor::f_cat(&hidden, 0)?;
     Taught::new(lesson, answer, hidden)
 }

@@ -1,20 +1,25 @@
-//! Adapters: trained soft tokens before and after each packet's document.
+//! Adapters: what is trained for one base model so that packets are read as if they had been computed together.
 //!
-//! Owns [`Adapter`], the pair of *header* and *trailer* in input-embedding space, and how a
-//! document is wrapped in it. [`Lesson`] and [`Trainer`] are how it comes about, by
-//! self-distillation (KV Packet, arXiv 2604.13226): the model's own answer under full attention is
-//! the teacher, the same model under the packets' block mask the student. Never changes a model;
-//! never touches a file.
+//! Owns [`Adapter`], which is one of two things. *Soft tokens*, a header and a trailer in input-embedding space, stand
+//! around each document and are computed into its packet (KV Packet, arXiv 2604.13226). A *bridge* (prefix tuning, Li and
+//! Liang 2021, arXiv 2101.00190) is keys and values of every layer which stand once between the last packet and what is
+//! asked: packets do not depend on it, so a new one makes none of them anew. [`Lesson`] and [`Trainer`] are how
+//! either comes about, by self-distillation: the model's own answer under full attention is the teacher, the same model
+//! over packets the student. Never changes a model; never touches a file.
 //!
-//! Invariants: soft tokens are f32 and finite; an adapter names the base weights it belongs to.
+//! Invariants: what is trained is f32 and finite; an adapter names the base weights it belongs to.
 
 mod adam;
+mod behind;
+mod bridge;
 mod file;
 mod lesson;
 mod state;
 mod student;
 mod trainer;
 
+pub use behind::Desk;
+pub(crate) use bridge::{planes, sides as bridge_sides};
 pub use file::{Description, MAX_FILE_BYTES, MAX_SOFT_TOKENS, is_name};
 pub use lesson::{Lesson, Taught, teach};
 pub use student::{Measured, Primer, Student};
@@ -28,13 +33,20 @@ use crate::error::{Error, Result};
 use crate::tensor::{NoGrad, ids as id_tensor, int, to_bytes};
 use crate::transformer::Transformer;
 
-/// A header and a trailer for one base model.
+/// What an adapter puts into a context.
+#[derive(Debug)]
+pub(crate) enum Parts {
+    /// `[H, d]` before and `[T, d]` behind each document, scaled as [`Transformer::embed`] scales.
+    Soft { header: Tensor, trailer: Tensor },
+    /// `[layers, 2, kv_heads, P, head_dim]`: of each layer keys, then values, as a packet has them.
+    Bridge(Tensor),
+}
+
+/// Soft tokens or a bridge for one base model.
 #[derive(Debug)]
 pub struct Adapter {
-    /// f32 `[H, d]` on the CPU, scaled as [`Transformer::embed`] scales.
-    header: Tensor,
-    /// f32 `[T, d]`, likewise.
-    trailer: Tensor,
+    /// f32 on the CPU.
+    parts: Parts,
     /// Fingerprint of the base weights.
     base: [u8; 32],
     name: String,
@@ -45,11 +57,49 @@ pub struct Adapter {
 impl Clone for Adapter {
     fn clone(&self) -> Self {
         Self {
-            header: self.header.copy(),
-            trailer: self.trailer.copy(),
+            parts: self.parts.copy(),
             base: self.base,
             name: self.name.clone(),
             training: self.training.clone(),
+        }
+    }
+}
+
+impl Parts {
+    /// Each tensor with its name in files.
+    pub(crate) fn named(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Self::Soft { header, trailer } => vec![("header", header), ("trailer", trailer)],
+            Self::Bridge(bridge) => vec![("bridge", bridge)],
+        }
+    }
+
+    /// Each tensor, in the same order, to be changed in place.
+    pub(crate) fn all_mut(&mut self) -> Vec<&mut Tensor> {
+        match self {
+            Self::Soft { header, trailer } => vec![header, trailer],
+            Self::Bridge(bridge) => vec![bridge],
+        }
+    }
+
+    /// The same parts with what `of` makes of each tensor.
+    pub(crate) fn map(&self, mut of: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(match self {
+            Self::Soft { header, trailer } => Self::Soft {
+                header: of(header)?,
+                trailer: of(trailer)?,
+            },
+            Self::Bridge(bridge) => Self::Bridge(of(bridge)?),
+        })
+    }
+
+    fn copy(&self) -> Self {
+        match self {
+            Self::Soft { header, trailer } => Self::Soft {
+                header: header.copy(),
+                trailer: trailer.copy(),
+            },
+            Self::Bridge(bridge) => Self::Bridge(bridge.copy()),
         }
     }
 }
@@ -66,35 +116,56 @@ impl Adapter {
         name: String,
         training: String,
     ) -> Result<Self> {
-        let _guard = NoGrad::new();
-        let own = |soft: &Tensor| -> Result<Tensor> {
-            let (tokens, _) = soft.size2()?;
-            if !(1..=int(MAX_SOFT_TOKENS)).contains(&tokens) {
-                return Err(Error::Invalid(format!(
-                    "an adapter has 1 to {MAX_SOFT_TOKENS} soft tokens on each side, not {tokens}"
-                )));
-            }
-            let soft = soft.f_detach()?.f_to_device(Device::Cpu)?;
-            Ok(soft.f_to_kind(Kind::Float)?.f_contiguous()?.copy())
+        let parts = Parts::Soft {
+            header: header.shallow_clone(),
+            trailer: trailer.shallow_clone(),
         };
+        Self::of(&parts, base, name, training)
+    }
+
+    /// From parts of any float dtype on any device, which are copied to f32 on the CPU.
+    ///
+    /// # Errors
+    /// Too few or too many tokens, two widths, or a value that is not finite.
+    pub(crate) fn of(
+        parts: &Parts,
+        base: [u8; 32],
+        name: String,
+        training: String,
+    ) -> Result<Self> {
+        let _guard = NoGrad::new();
+        let parts = parts.map(|part| {
+            let part = part.f_detach()?.f_to_device(Device::Cpu)?;
+            Ok(part.f_to_kind(Kind::Float)?.f_contiguous()?.copy())
+        })?;
         let adapter = Self {
-            header: own(header)?,
-            trailer: own(trailer)?,
+            parts,
             base,
             name,
             training,
         };
-        if adapter.header.size2()?.1 != adapter.trailer.size2()?.1 {
+        for (part, tensor) in adapter.parts.named() {
+            let tokens = match &adapter.parts {
+                Parts::Soft { .. } => tensor.size2()?.0,
+                Parts::Bridge(_) => bridge::sides(tensor)?.tokens,
+            };
+            if !(1..=int(MAX_SOFT_TOKENS)).contains(&tokens) {
+                return Err(Error::Invalid(format!(
+                    "an adapter's {part} has 1 to {MAX_SOFT_TOKENS} tokens, not {tokens}"
+                )));
+            }
+            if tensor.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+                return Err(Error::Invalid(format!(
+                    "an adapter's {part} must be finite numbers"
+                )));
+            }
+        }
+        if let Parts::Soft { header, trailer } = &adapter.parts
+            && header.size2()?.1 != trailer.size2()?.1
+        {
             return Err(Error::Invalid(
                 "an adapter's header and trailer must be of one width".to_owned(),
             ));
-        }
-        for soft in [&adapter.header, &adapter.trailer] {
-            if soft.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
-                return Err(Error::Invalid(
-                    "an adapter's soft tokens must be finite numbers".to_owned(),
-                ));
-            }
         }
         Ok(adapter)
     }
@@ -119,33 +190,41 @@ impl Adapter {
         Self::new(&soft(header)?, &soft(trailer)?, base, name, training)
     }
 
-    /// f32 `[H, d]`.
-    pub fn header(&self) -> &Tensor {
-        &self.header
+    /// What it puts into a context.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
-    /// f32 `[T, d]`.
-    pub fn trailer(&self) -> &Tensor {
-        &self.trailer
+    /// Header and trailer, f32 `[H, d]` and `[T, d]`; `None` of a bridge.
+    pub fn soft(&self) -> Option<(&Tensor, &Tensor)> {
+        match &self.parts {
+            Parts::Soft { header, trailer } => Some((header, trailer)),
+            Parts::Bridge(_) => None,
+        }
     }
 
     /// H: tokens before a document.
     #[must_use]
     pub fn header_tokens(&self) -> usize {
-        rows(&self.header)
+        self.soft().map_or(0, |(header, _)| rows(header))
     }
 
     /// T: tokens after a document.
     #[must_use]
     pub fn trailer_tokens(&self) -> usize {
-        rows(&self.trailer)
+        self.soft().map_or(0, |(_, trailer)| rows(trailer))
     }
 
-    /// d: the width of the base model.
+    /// P: tokens between the documents and what is asked.
     #[must_use]
-    pub fn width(&self) -> usize {
-        let width = self.header.size().get(1).copied().unwrap_or(0);
-        usize::try_from(width).unwrap_or(0)
+    pub fn bridge_tokens(&self) -> usize {
+        match &self.parts {
+            Parts::Soft { .. } => 0,
+            Parts::Bridge(bridge) => {
+                let sides = bridge::sides(bridge);
+                sides.map_or(0, |sides| usize::try_from(sides.tokens).unwrap_or(0))
+            }
+        }
     }
 
     /// Fingerprint of the base weights that it was trained for.
@@ -166,7 +245,7 @@ impl Adapter {
         &self.training
     }
 
-    /// The same soft tokens under another name and record.
+    /// The same under another name and record.
     #[must_use]
     pub fn named(mut self, name: String, training: String) -> Self {
         self.name = name;
@@ -174,17 +253,22 @@ impl Adapter {
         self
     }
 
-    /// BLAKE3 of the base's fingerprint, both lengths, and the soft tokens. Name and record don't count.
+    /// BLAKE3 of the base's fingerprint and of each part's tokens and numbers. Name and record don't count.
     ///
     /// # Errors
     /// libtorch's.
     pub fn digest(&self) -> Result<[u8; 32]> {
-        let (header, trailer) = (to_bytes(&self.header)?, to_bytes(&self.trailer)?);
-        let soft = [
-            (self.header_tokens(), header.as_slice()),
-            (self.trailer_tokens(), trailer.as_slice()),
-        ];
-        Ok(file::digest(&self.base, soft))
+        let mut parts = Vec::with_capacity(2);
+        for (part, tensor) in self.parts.named() {
+            let tokens = match part {
+                "header" => self.header_tokens(),
+                "trailer" => self.trailer_tokens(),
+                _ => self.bridge_tokens(),
+            };
+            parts.push((tokens, to_bytes(tensor)?));
+        }
+        let parts: Vec<(usize, &[u8])> = parts.iter().map(|(n, bytes)| (*n, &bytes[..])).collect();
+        Ok(file::digest(&self.base, &parts))
     }
 
     /// Tokens of a document of `tokens` tokens once it is wrapped.
@@ -213,7 +297,7 @@ impl Adapter {
         part: Range<usize>,
     ) -> Result<Tensor> {
         let _guard = NoGrad::new();
-        self.check_width(model)?;
+        self.check_fits(model)?;
         let (header, all) = (self.header_tokens(), self.wrapped_tokens(ids.len()));
         if part.start >= part.end || part.end > all {
             return Err(Error::Invalid(format!(
@@ -230,25 +314,43 @@ impl Adapter {
             let rows = soft.f_narrow(0, int(rows.start), int(rows.len()))?;
             Ok(rows.f_to_device(model.device())?.f_to_kind(model.kind())?)
         };
-        pieces.push(soft(&self.header, within(0, header))?);
+        if let Some((tensor, _)) = self.soft() {
+            pieces.push(soft(tensor, within(0, header))?);
+        }
         let own = ids.get(within(header, ids.len())).unwrap_or_default();
         if !own.is_empty() {
             model.check_ids(own)?;
             pieces.push(model.embed(&id_tensor(own, model.device())?)?);
         }
-        let trailer = within(header + ids.len(), self.trailer_tokens());
-        pieces.push(soft(&self.trailer, trailer)?);
+        if let Some((_, tensor)) = self.soft() {
+            let rows = within(header + ids.len(), self.trailer_tokens());
+            pieces.push(soft(tensor, rows)?);
+        }
         Ok(Tensor::f_cat(&pieces, 0)?)
     }
 
-    /// Fails unless the adapter is as wide as the model.
-    pub(crate) fn check_width(&self, model: &Transformer) -> Result<()> {
-        let (own, wanted) = (self.width(), model.config().hidden_size);
+    /// Fails unless the adapter's parts fit the model.
+    ///
+    /// # Errors
+    /// They are another model's.
+    pub fn check_fits(&self, model: &Transformer) -> Result<()> {
+        let config = model.config();
+        let (own, wanted) = match &self.parts {
+            Parts::Soft { header, .. } => {
+                let width = |width: i64| format!("width {width}");
+                (width(header.size2()?.1), width(int(config.hidden_size)))
+            }
+            Parts::Bridge(bridge) => {
+                let sides = bridge::sides(bridge)?;
+                let wanted = bridge::Sides::of(config, sides.tokens);
+                (sides.to_string(), wanted.to_string())
+            }
+        };
         if own == wanted {
             return Ok(());
         }
         Err(Error::Invalid(format!(
-            "the adapter is for a model of width {own}, and this one's is {wanted}"
+            "the adapter is for a model of {own}, and this one's is {wanted}"
         )))
     }
 }

@@ -1,6 +1,6 @@
 //! A training's state as bytes, at the border of an update.
 //!
-//! Owns the format. What is in it: soft tokens, both moments, the best state, and the count of
+//! Owns the format. What is in it: each tensor that learns under its name, its moments, the best state, and the count of
 //! updates. What is not: lessons and their order, which their caller makes again.
 
 use std::collections::HashMap;
@@ -13,12 +13,6 @@ use crate::error::{Error, Result};
 use crate::transformer::Transformer;
 
 const FORMAT: &str = "addenda adapter training v1";
-/// Header and trailer, and of each: itself, its moments, its best.
-const NAMES: [[&str; 4]; 2] = [
-    ["header", "header.first", "header.second", "header.best"],
-    ["trailer", "trailer.first", "trailer.second", "trailer.best"],
-];
-
 impl Trainer {
     /// Its state, with `notes` of the caller's.
     ///
@@ -30,19 +24,15 @@ impl Trainer {
                 "a training is kept at the border of an update only".to_owned(),
             ));
         }
-        let mut tensors: Vec<(&str, Tensor)> = Vec::with_capacity(8);
-        for (side, names) in NAMES.iter().enumerate() {
-            let (Some(parameter), Some(moments)) =
-                (self.parameters.get(side), self.moments.get(side))
-            else {
-                continue;
-            };
-            let [own, first, second, best] = *names;
-            tensors.push((own, parameter.f_detach()?));
-            tensors.push((first, moments.first.shallow_clone()));
-            tensors.push((second, moments.second.shallow_clone()));
-            if let Some(kept) = self.best.as_ref().and_then(|(kept, _)| kept.get(side)) {
-                tensors.push((best, kept.shallow_clone()));
+        let mut tensors: Vec<(String, Tensor)> = Vec::with_capacity(8);
+        let best = self.best.as_ref().map(|(best, _)| best.named());
+        let parameters = self.parameters.named().into_iter().zip(&self.moments);
+        for (place, ((name, parameter), moments)) in parameters.enumerate() {
+            tensors.push((name.to_owned(), parameter.f_detach()?));
+            tensors.push((format!("{name}.first"), moments.first.shallow_clone()));
+            tensors.push((format!("{name}.second"), moments.second.shallow_clone()));
+            if let Some((_, kept)) = best.as_ref().and_then(|best| best.get(place)) {
+                tensors.push((format!("{name}.best"), kept.shallow_clone()));
             }
         }
         let mut metadata = HashMap::from([
@@ -54,7 +44,10 @@ impl Trainer {
         if let Some((_, kl)) = &self.best {
             metadata.insert("best".to_owned(), kl.to_string());
         }
-        let tensors: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (*n, t)).collect();
+        let tensors: Vec<(&str, &Tensor)> = tensors
+            .iter()
+            .map(|(name, tensor)| (&name[..], tensor))
+            .collect();
         file::write(&tensors, metadata)
     }
 
@@ -77,40 +70,42 @@ impl Trainer {
             ));
         }
         let mut trainer = Self::new(origin, schedule, model)?;
-        let shape = |side: usize| trainer.parameters.get(side).map(Tensor::size);
-        let shapes = [shape(0), shape(1)];
-        let take = |name: &str, side: usize| -> Result<Tensor> {
-            let tensor = file::soft(&tensors, name)?;
-            if Some(tensor.size()) != shapes.get(side).cloned().flatten() {
+        let take = |name: &str, like: &Tensor| -> Result<Tensor> {
+            let tensor = file::trained(&tensors, name)?;
+            if tensor.size() != like.size() {
                 return Err(Error::Invalid(format!(
                     "{name} of this training has another shape"
                 )));
             }
             Ok(tensor.f_to_device(model.device())?)
         };
-        let (mut parameters, mut moments, mut best) = (Vec::new(), Vec::new(), Vec::new());
-        let kl = text("best").parse::<f64>().ok();
-        for (side, [own, first, second, kept]) in NAMES.iter().enumerate() {
-            parameters.push(take(own, side)?.f_set_requires_grad(true)?);
-            moments.push(Moments {
-                first: take(first, side)?,
-                second: take(second, side)?,
-            });
-            if kl.is_some() {
-                best.push(take(kept, side)?);
-            }
-        }
-        let updates = text("updates").parse::<u64>();
-        let pair = <[Tensor; 2]>::try_from(parameters).ok();
-        let (Ok(updates), Some(parameters), Ok(moments)) =
-            (updates, pair, <[Moments; 2]>::try_from(moments))
-        else {
-            return Err(Error::Invalid("this training is incomplete".to_owned()));
+        let named = trainer.parameters.named();
+        let moments = named.iter().map(|(name, like)| {
+            Ok(Moments {
+                first: take(&format!("{name}.first"), like)?,
+                second: take(&format!("{name}.second"), like)?,
+            })
+        });
+        let moments = moments.collect::<Result<_>>()?;
+        // Parts give their tensors in the order of their names.
+        let whole = |end: &str| {
+            let mut names = named.iter();
+            trainer.parameters.map(|like| {
+                let name = names.next().map_or("", |(name, _)| name);
+                take(&format!("{name}{end}"), like)
+            })
         };
+        let parameters = whole("")?.map(|part| Ok(part.set_requires_grad(true)))?;
+        let kl = text("best").parse::<f64>().ok();
+        let best = kl.map(|kl| Ok::<_, Error>((whole(".best")?, kl)));
+        let best = best.transpose()?;
+        let updates = text("updates").parse::<u64>();
+        let updates =
+            updates.map_err(|_| Error::Invalid("this training is incomplete".to_owned()))?;
         trainer.parameters = parameters;
         trainer.moments = moments;
         trainer.updates = updates;
-        trainer.best = <[Tensor; 2]>::try_from(best).ok().zip(kl);
+        trainer.best = best;
         Ok((trainer, text("notes").to_owned()))
     }
 }

@@ -1,25 +1,20 @@
-//! The student: the same model under the packets' block mask, and how far it is from its teacher.
+//! The student: the same model over packets, and how far it is from its teacher.
 //!
 //! Owns one forward over [preamble | wrapped documents | prompt + answer] at positions 0 … S−1:
 //! each wrapped document stands behind the primer of its packet and sees that and itself; prompt and answer see
 //! everything but the primer. Logits are made for the answer's tokens alone. The numbers are those of the serving path
-//! over packets (the tests hold the two to each other).
+//! over packets (the tests hold the two to each other). With a bridge nothing before the prompt learns, so that is a
+//! forward over [prompt + answer] behind packets that are computed once (`adapter::behind`).
 
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
-use super::{Adapter, Taught};
+use super::{Adapter, Desk, Parts, Taught};
 use crate::error::Result;
 use crate::packet::PacketKv;
 use crate::taps::{Documents, Isolated, Mask, Pass};
 use crate::tensor::{NoGrad, ids as id_tensor, int};
 use crate::transformer::Transformer;
-
-/// The soft tokens that a pass runs with: `[H, d]` and `[T, d]`, any float dtype, on the model's device.
-pub(crate) struct Soft<'a> {
-    pub(crate) header: &'a Tensor,
-    pub(crate) trailer: &'a Tensor,
-}
 
 /// The model that studies, and what its packets are computed behind.
 #[derive(Clone, Copy)]
@@ -28,6 +23,8 @@ pub struct Student<'a> {
     pub model: &'a Transformer,
     /// None where packets are computed alone.
     pub primer: Option<Primer<'a>>,
+    /// Where what is computed of documents lies for the next lesson.
+    pub desk: &'a Desk,
 }
 
 /// What packets are computed behind.
@@ -86,17 +83,12 @@ impl Taught {
         adapter: Option<&Adapter>,
     ) -> Result<Tensor> {
         let _guard = NoGrad::new();
-        let placed = |soft: &Tensor| soft.f_to_device(student.model.device());
         let Some(adapter) = adapter else {
-            return self.logits(student, None);
+            return self.row(student, None);
         };
-        adapter.check_width(student.model)?;
-        let (header, trailer) = (placed(&adapter.header)?, placed(&adapter.trailer)?);
-        let soft = Soft {
-            header: &header,
-            trailer: &trailer,
-        };
-        self.logits(student, Some(&soft))
+        adapter.check_fits(student.model)?;
+        let placed = |part: &Tensor| Ok(part.f_to_device(student.model.device())?);
+        self.logits(student, &adapter.parts().map(placed)?)
     }
 
     /// How far the student is from its teacher. No gradients.
@@ -118,18 +110,27 @@ impl Taught {
         })
     }
 
-    /// KL(teacher ‖ student) in nats, the mean over the answer's tokens; differentiable in `soft`.
-    pub(crate) fn loss(&self, student: Student<'_>, soft: &Soft<'_>) -> Result<Tensor> {
+    /// KL(teacher ‖ student) in nats, the mean over the answer's tokens; differentiable in `parts`, which are
+    /// of any float dtype on the model's device.
+    pub(crate) fn loss(&self, student: Student<'_>, parts: &Parts) -> Result<Tensor> {
         let teacher = {
             let _guard = NoGrad::new();
             student.model.logits(&self.hidden)?
         };
-        let own = self.logits(student, Some(soft))?;
+        let own = self.logits(student, parts)?;
         Ok(divergence(&teacher, &own)?.f_mean(Kind::Float)?)
     }
 
-    fn logits(&self, student: Student<'_>, soft: Option<&Soft<'_>>) -> Result<Tensor> {
-        let Student { model, primer } = student;
+    fn logits(&self, student: Student<'_>, parts: &Parts) -> Result<Tensor> {
+        match parts {
+            Parts::Soft { header, trailer } => self.row(student, Some((header, trailer))),
+            Parts::Bridge(bridge) => self.logits_behind(student, bridge),
+        }
+    }
+
+    /// From one row in which documents stand between `soft` tokens.
+    fn row(&self, student: Student<'_>, soft: Option<(&Tensor, &Tensor)>) -> Result<Tensor> {
+        let Student { model, primer, .. } = student;
         let device = model.device();
         let embed = |ids: &[u32]| -> Result<Tensor> {
             model.check_ids(ids)?;
@@ -144,9 +145,9 @@ impl Taught {
             let ids = embed(document)?;
             let wrapped = match soft {
                 None => vec![ids],
-                Some(soft) => {
+                Some((header, trailer)) => {
                     let [header, trailer] =
-                        [soft.header, soft.trailer].map(|soft| soft.f_to_kind(model.kind()));
+                        [header, trailer].map(|soft| soft.f_to_kind(model.kind()));
                     vec![header?, ids, trailer?]
                 }
             };
@@ -160,10 +161,7 @@ impl Taught {
                 primed: primer.map_or(0, |primer| (primer.before)(document)),
             });
         }
-        // The answer's last token is only ever an answer, never read.
-        let read = self.answer.split_last().map_or(&[][..], |(_, read)| read);
-        let rest = [&lesson.prompt[..], read].concat();
-        pieces.push(embed(&rest)?);
+        pieces.push(embed(&self.prompt_and_answer())?);
         let first = tokens + lesson.prompt.len() - 1;
         let embeddings = Tensor::f_cat(&pieces, 0)?.f_unsqueeze(0)?;
         let mut pass = Pass::new().with_mask(Mask::Documents(Documents {

@@ -1,4 +1,4 @@
-//! Training: gradients of lessons gathered into updates of the soft tokens, and nothing else.
+//! Training: gradients of lessons gathered into updates of an adapter, and nothing else.
 //!
 //! Owns parameters and moments (f32, whatever the model computes in), the learning rate's fall to
 //! 0, and the best state so far. Which lessons, in which order, and when to measure is its
@@ -8,8 +8,8 @@
 use tch::{Kind, Tensor};
 
 use super::adam::Moments;
-use super::student::{Soft, Student};
-use super::{Adapter, Taught};
+use super::student::Student;
+use super::{Adapter, Parts, Taught};
 use crate::error::{Error, Result};
 use crate::tensor::NoGrad;
 use crate::transformer::Transformer;
@@ -32,13 +32,14 @@ pub struct Trainer {
     pub(crate) schedule: Schedule,
     /// What names, base and record come from.
     pub(crate) origin: Adapter,
-    /// Header and trailer, f32, on the model's device, with gradients.
-    pub(crate) parameters: [Tensor; 2],
-    pub(crate) moments: [Moments; 2],
+    /// What learns, f32, on the model's device, with gradients.
+    pub(crate) parameters: Parts,
+    /// Of each of its tensors.
+    pub(crate) moments: Vec<Moments>,
     /// Updates made.
     pub(crate) updates: u64,
-    /// Soft tokens at the best validation, and its mean KL.
-    pub(crate) best: Option<([Tensor; 2], f64)>,
+    /// The parameters at the best validation, and its mean KL.
+    pub(crate) best: Option<(Parts, f64)>,
     /// Lessons whose gradients wait for the next update.
     gathered: u64,
 }
@@ -47,24 +48,22 @@ impl Trainer {
     /// Begins with `adapter` as it is.
     ///
     /// # Errors
-    /// An adapter of another width, a schedule without updates, or libtorch's.
+    /// An adapter of another model, a schedule without updates, or libtorch's.
     pub fn new(adapter: Adapter, schedule: Schedule, model: &Transformer) -> Result<Self> {
-        adapter.check_width(model)?;
+        adapter.check_fits(model)?;
         let rate = schedule.learning_rate;
         if schedule.updates == 0 || !rate.is_finite() || rate <= 0.0 {
             return Err(Error::Invalid(
                 "training needs updates and a learning rate above 0".to_owned(),
             ));
         }
-        let own = |soft: &Tensor| -> Result<Tensor> {
-            let own = soft.copy().f_to_device(model.device())?;
+        let parameters = adapter.parts().map(|part| {
+            let own = part.copy().f_to_device(model.device())?;
             Ok(own.f_set_requires_grad(true)?)
-        };
-        let parameters = [own(&adapter.header)?, own(&adapter.trailer)?];
-        let moments = [
-            Moments::zeros(&parameters[0])?,
-            Moments::zeros(&parameters[1])?,
-        ];
+        })?;
+        let named = parameters.named();
+        let moments = named.iter().map(|(_, part)| Moments::zeros(part));
+        let moments = moments.collect::<Result<_>>()?;
         Ok(Self {
             schedule,
             origin: adapter,
@@ -81,13 +80,9 @@ impl Trainer {
     /// # Errors
     /// A loss that is not finite, a context that is too long, or libtorch's.
     pub fn study(&mut self, student: Student<'_>, taught: &Taught) -> Result<f64> {
-        let parameters = [&self.parameters[0], &self.parameters[1]];
+        let parameters = &self.parameters;
         let loss = tch::with_grad(|| -> Result<f64> {
-            let soft = Soft {
-                header: parameters[0],
-                trailer: parameters[1],
-            };
-            let loss = taught.loss(student, &soft)?;
+            let loss = taught.loss(student, parameters)?;
             let value = loss.f_double_value(&[])?;
             if value.is_finite() {
                 loss.f_backward()?;
@@ -121,7 +116,7 @@ impl Trainer {
         self.schedule
     }
 
-    /// Moves the soft tokens by the mean gradient of the lessons studied since the last update.
+    /// Moves the parameters by the mean gradient of the lessons studied since the last update.
     ///
     /// # Errors
     /// Nothing was studied, a gradient that is not finite, or libtorch's.
@@ -135,7 +130,7 @@ impl Trainer {
         let rate = self.schedule.learning_rate * left.max(0.0);
         self.updates += 1;
         let step = (self.updates, rate);
-        let both = self.parameters.iter_mut().zip(&mut self.moments);
+        let both = self.parameters.all_mut().into_iter().zip(&mut self.moments);
         for ((parameter, moments), gradient) in both.zip(&gradients) {
             moments.update(parameter, gradient, step)?;
             parameter.zero_grad();
@@ -145,22 +140,25 @@ impl Trainer {
     }
 
     /// The mean gradients, cut to [`GRADIENT_NORM`] together.
-    fn gradients(&self) -> Result<[Tensor; 2]> {
-        let mean = |parameter: &Tensor| -> Result<Tensor> {
+    fn gradients(&self) -> Result<Vec<Tensor>> {
+        let mean = |(_, parameter): &(&str, &Tensor)| -> Result<Tensor> {
             Ok(parameter.f_grad()?.f_div_scalar(self.gathered as f64)?)
         };
-        let [header, trailer] = [mean(&self.parameters[0])?, mean(&self.parameters[1])?];
-        let square = |t: &Tensor| -> Result<f64> {
-            Ok(t.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?)
-        };
-        let norm = (square(&header)? + square(&trailer)?).sqrt();
+        let means = self.parameters.named();
+        let means = means.iter().map(mean).collect::<Result<Vec<_>>>()?;
+        let mut square = 0.0;
+        for mean in &means {
+            square += mean.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?;
+        }
+        let norm = square.sqrt();
         if !norm.is_finite() {
             return Err(Error::Invalid(
                 "the training's gradient is not finite; lower the learning rate".to_owned(),
             ));
         }
         let scale = (GRADIENT_NORM / norm.max(f64::MIN_POSITIVE)).min(1.0);
-        Ok([header.f_mul_scalar(scale)?, trailer.f_mul_scalar(scale)?])
+        let cut = means.iter().map(|mean| Ok(mean.f_mul_scalar(scale)?));
+        cut.collect()
     }
 
     /// The adapter as it is now.
@@ -168,7 +166,7 @@ impl Trainer {
     /// # Errors
     /// libtorch's.
     pub fn adapter(&self) -> Result<Adapter> {
-        self.with_tokens(&self.parameters)
+        self.with_parts(&self.parameters)
     }
 
     /// Notes what the adapter measured in validation; true if it is the best so far, which is kept.
@@ -178,9 +176,8 @@ impl Trainer {
     pub fn validated(&mut self, mean_kl: f64) -> Result<bool> {
         let better = self.best.as_ref().is_none_or(|(_, best)| mean_kl < *best);
         if better {
-            let [header, trailer] = [&self.parameters[0], &self.parameters[1]];
-            let copy = |t: &Tensor| -> Result<Tensor> { Ok(t.f_detach()?.copy()) };
-            self.best = Some(([copy(header)?, copy(trailer)?], mean_kl));
+            let copy = self.parameters.map(|part| Ok(part.f_detach()?.copy()))?;
+            self.best = Some((copy, mean_kl));
         }
         Ok(better)
     }
@@ -191,16 +188,15 @@ impl Trainer {
     /// libtorch's.
     pub fn best(&self) -> Result<(Adapter, Option<f64>)> {
         match &self.best {
-            Some((tokens, kl)) => Ok((self.with_tokens(tokens)?, Some(*kl))),
+            Some((parts, kl)) => Ok((self.with_parts(parts)?, Some(*kl))),
             None => Ok((self.adapter()?, None)),
         }
     }
 
-    fn with_tokens(&self, [header, trailer]: &[Tensor; 2]) -> Result<Adapter> {
+    fn with_parts(&self, parts: &Parts) -> Result<Adapter> {
         let origin = &self.origin;
-        Adapter::new(
-            header,
-            trailer,
+        Adapter::of(
+            parts,
             origin.base,
             origin.name.clone(),
             origin.training.clone(),

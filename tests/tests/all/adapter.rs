@@ -1,9 +1,9 @@
 //! Adapters on tiny models: what training computes is what serving computes, gradients reach the
-//! soft tokens and nothing else, and a training that was kept goes on as if it had never stopped.
+//! adapter and nothing else, and a training that was kept goes on as if it had never stopped.
 
 use crate::tiny;
 use addenda_model::adapter::{
-    Description, Lesson, MAX_FILE_BYTES, Primer, Schedule, Student, Taught, Trainer, teach,
+    Description, Desk, Lesson, MAX_FILE_BYTES, Primer, Schedule, Student, Taught, Trainer, teach,
 };
 use addenda_model::{Adapter, Architecture, Input, PacketKv, Transformer};
 use std::rc::Rc;
@@ -26,11 +26,22 @@ fn lesson(salt: usize) -> Lesson {
 }
 
 fn taught(model: &Transformer, salt: usize) -> Taught {
-    teach(model, lesson(salt), 6, |id| id == 2).unwrap()
+    teach((model, desk()), lesson(salt), 6, |id| id == 2).unwrap()
+}
+
+/// An empty one.
+fn desk() -> &'static Desk {
+    Box::leak(Box::default())
 }
 
 fn adapter(model: &Transformer, seed: usize) -> Adapter {
     of_tokens(model, seed, BASE)
+}
+
+/// A bridge of three tokens.
+fn bridge(model: &Transformer, seed: usize) -> Adapter {
+    let tokens = (&ids(4, seed)[..], &ids(3, seed + 1)[..]);
+    Adapter::bridge_of_tokens(model, tokens, BASE, "tiny".to_owned()).unwrap()
 }
 
 /// Three soft tokens before a document and two behind it.
@@ -38,6 +49,9 @@ fn of_tokens(model: &Transformer, seed: usize, base: [u8; 32]) -> Adapter {
     let soft = (&ids(3, seed)[..], &ids(2, seed + 50)[..]);
     Adapter::of_tokens(model, soft, base, "tiny".to_owned()).unwrap()
 }
+
+/// Both kinds of adapter.
+const KINDS: [fn(&Transformer, usize) -> Adapter; 2] = [adapter, bridge];
 
 fn llama() -> Transformer {
     tiny::model(tiny::config(Architecture::Llama), 21, Kind::Float)
@@ -55,12 +69,13 @@ fn alone(model: &Transformer) -> Student<'_> {
     Student {
         model,
         primer: None,
+        desk: desk(),
     }
 }
 
 /// The same context as a student's, by the way that serves: packets attached, the rest computed.
 fn serve(student: Student<'_>, taught: &Taught, adapter: Option<&Adapter>) -> Tensor {
-    let Student { model, primer } = student;
+    let Student { model, primer, .. } = student;
     let mut kv = model.new_kv().unwrap();
     let compute = |kv: &mut _, ids: &[u32]| model.forward(Input::Ids(ids), kv).unwrap();
     let _ = compute(&mut kv, &taught.lesson.preamble);
@@ -70,7 +85,7 @@ fn serve(student: Student<'_>, taught: &Taught, adapter: Option<&Adapter>) -> Te
             let before = (primer.before)(document);
             alone.attach_part(Rc::clone(primer.kv), 0..before).unwrap();
         }
-        match adapter {
+        match adapter.filter(|adapter| adapter.soft().is_some()) {
             None => drop(compute(&mut alone, document)),
             Some(adapter) => {
                 let all = adapter.wrapped_tokens(document.len());
@@ -83,6 +98,10 @@ fn serve(student: Student<'_>, taught: &Taught, adapter: Option<&Adapter>) -> Te
         }
         kv.attach(Rc::new(model.packet(alone).unwrap())).unwrap();
     }
+    let bridge = adapter.and_then(|adapter| adapter.bridge_packet(model).unwrap());
+    if let Some(bridge) = bridge {
+        kv.attach(Rc::new(bridge)).unwrap();
+    }
     let read = &taught.answer[..taught.answer.len() - 1];
     let rest = [&taught.lesson.prompt[..], read].concat();
     let hidden = compute(&mut kv, &rest);
@@ -92,10 +111,10 @@ fn serve(student: Student<'_>, taught: &Taught, adapter: Option<&Adapter>) -> Te
 }
 
 #[test]
-fn a_wrapped_packet_is_read_as_the_student_was_trained_for_every_architecture() {
+fn packets_are_read_with_an_adapter_as_the_student_was_trained_for_every_architecture() {
     for architecture in Architecture::ALL {
         let model = tiny::model(tiny::config(architecture), 20, Kind::Float);
-        let adapter = adapter(&model, 1);
+        let adapters = [adapter(&model, 1), bridge(&model, 1)];
         let taught = taught(&model, 3);
         let primer = primer(&model);
         let primer = Primer {
@@ -105,18 +124,20 @@ fn a_wrapped_packet_is_read_as_the_student_was_trained_for_every_architecture() 
         let students = [None, Some(primer)].map(|primer| Student {
             model: &model,
             primer,
+            desk: desk(),
         });
+        let [soft, bridge] = &adapters;
         for (student, adapter) in students
             .into_iter()
-            .flat_map(|s| [(s, None), (s, Some(&adapter))])
+            .flat_map(|s| [(s, None), (s, Some(soft)), (s, Some(bridge))])
         {
             let served = serve(student, &taught, adapter);
             let studied = taught.student_logits(student, adapter).unwrap();
             let difference = (served - studied).abs().max().double_value(&[]);
             assert!(
                 difference < 1e-3,
-                "{architecture}, wrapped {}, behind a primer {}: {difference}",
-                adapter.is_some(),
+                "{architecture}, {:?}, behind a primer {}: {difference}",
+                adapter.map(Adapter::bridge_tokens),
                 student.primer.is_some()
             );
         }
@@ -166,19 +187,22 @@ const SCHEDULE: Schedule = Schedule {
 };
 
 #[test]
-fn training_moves_the_soft_tokens_and_nothing_else_and_the_loss_falls() {
-    for kind in [Kind::Float, Kind::BFloat16] {
+fn training_moves_the_adapter_and_nothing_else_and_the_loss_falls() {
+    let kinds = [Kind::Float, Kind::BFloat16];
+    for (kind, begin) in kinds
+        .iter()
+        .flat_map(|kind| KINDS.map(|begin| (*kind, begin)))
+    {
         let model = tiny::model(tiny::config(Architecture::Gemma3), 22, kind);
         let before = model.embeddings().copy();
         let lessons = [taught(&model, 1), taught(&model, 8)];
-        let start = adapter(&model, 4);
+        let start = begin(&model, 4);
         let mut trainer = Trainer::new(start.clone(), SCHEDULE, &model).unwrap();
         let first = train(&mut trainer, &model, &lessons, 1);
         let last = train(&mut trainer, &model, &lessons, 119);
         assert!(last < first / 2.0, "{kind:?}: {first} to {last}");
         let learned = trainer.adapter().unwrap();
         assert_ne!(learned.digest().unwrap(), start.digest().unwrap());
-        assert_eq!(learned.header().kind(), Kind::Float);
         assert!(!model.embeddings().requires_grad() && !model.embeddings().grad().defined());
         assert_eq!(model.embeddings(), &before);
         let measured = |adapter: &Adapter| {
@@ -195,25 +219,71 @@ fn training_moves_the_soft_tokens_and_nothing_else_and_the_loss_falls() {
 fn a_training_that_was_kept_goes_on_as_if_it_had_never_stopped() {
     let model = llama();
     let lessons = [taught(&model, 1), taught(&model, 8)];
-    let begin = || Trainer::new(adapter(&model, 4), SCHEDULE, &model).unwrap();
-    let mut whole = begin();
-    let _ = train(&mut whole, &model, &lessons, 9);
-    let mut first = begin();
-    let _ = train(&mut first, &model, &lessons, 4);
-    assert!(first.validated(0.5).unwrap() && !first.validated(0.6).unwrap());
-    let bytes = first.to_bytes("4 of 9").unwrap();
-    drop(first);
-    let origin = adapter(&model, 99);
-    let (mut second, notes) = Trainer::from_bytes(&bytes, origin, SCHEDULE, &model).unwrap();
-    assert_eq!((notes.as_str(), second.updates()), ("4 of 9", 4));
-    let _ = train(&mut second, &model, &lessons, 5);
-    let digest = |trainer: &Trainer| trainer.adapter().unwrap().digest().unwrap();
-    assert_eq!(digest(&second), digest(&whole));
-    let (best, kl) = second.best().unwrap();
-    assert_eq!(kl, Some(0.5));
-    assert_ne!(best.digest().unwrap(), digest(&whole));
-    let other = of_tokens(&model, 1, [8; 32]);
-    assert!(Trainer::from_bytes(&bytes, other, SCHEDULE, &model).is_err());
+    for [adapter, other_kind] in [KINDS, [KINDS[1], KINDS[0]]] {
+        let begin = || Trainer::new(adapter(&model, 4), SCHEDULE, &model).unwrap();
+        let mut whole = begin();
+        let _ = train(&mut whole, &model, &lessons, 9);
+        let mut first = begin();
+        let _ = train(&mut first, &model, &lessons, 4);
+        assert!(first.validated(0.5).unwrap() && !first.validated(0.6).unwrap());
+        let bytes = first.to_bytes("4 of 9").unwrap();
+        drop(first);
+        let origin = adapter(&model, 99);
+        let (mut second, notes) = Trainer::from_bytes(&bytes, origin, SCHEDULE, &model).unwrap();
+        assert_eq!((notes.as_str(), second.updates()), ("4 of 9", 4));
+        let _ = train(&mut second, &model, &lessons, 5);
+        let digest = |trainer: &Trainer| trainer.adapter().unwrap().digest().unwrap();
+        assert_eq!(digest(&second), digest(&whole));
+        let (best, kl) = second.best().unwrap();
+        assert_eq!(kl, Some(0.5));
+        assert_ne!(best.digest().unwrap(), digest(&whole));
+        for other in [of_tokens(&model, 1, [8; 32]), other_kind(&model, 4)] {
+            assert!(Trainer::from_bytes(&bytes, other, SCHEDULE, &model).is_err());
+        }
+    }
+}
+
+#[test]
+fn lessons_about_the_same_documents_share_what_was_computed_of_them_under_the_same_weights() {
+    let model = llama();
+    let bridge = bridge(&model, 2);
+    let shared = desk();
+    let questions: Vec<Lesson> = (0..3)
+        .map(|number| Lesson {
+            prompt: ids(6, 40 + number),
+            ..lesson(3)
+        })
+        .collect();
+    let study = |model, desk: &'static Desk, question: &Lesson| {
+        let taught = teach((model, desk), question.clone(), 6, |id| id == 2).unwrap();
+        let student = Student {
+            model,
+            primer: None,
+            desk,
+        };
+        let logits = taught.student_logits(student, Some(&bridge)).unwrap();
+        (
+            taught.answer,
+            Vec::<f32>::try_from(logits.flatten(0, -1)).unwrap(),
+        )
+    };
+    let alone: Vec<_> = questions
+        .iter()
+        .map(|one| study(&model, desk(), one))
+        .collect();
+    let together: Vec<_> = questions
+        .iter()
+        .map(|one| study(&model, shared, one))
+        .collect();
+    assert_eq!(alone, together);
+    // Under other weights nothing that lies there counts; a desk that is not told so would give the old.
+    let edited = tiny::model(tiny::config(Architecture::Llama), 22, Kind::Float);
+    shared.under([1; 32]);
+    assert_eq!(
+        study(&edited, shared, &questions[0]),
+        study(&edited, desk(), &questions[0])
+    );
+    assert_ne!(study(&edited, shared, &questions[0]), alone[0]);
 }
 
 #[test]
@@ -227,7 +297,10 @@ fn an_adapters_file_gives_back_what_went_in_and_damage_is_refused() {
     let described = Description::read(&bytes).unwrap();
     assert_eq!(described.digest, made.digest().unwrap());
     assert_eq!((read.name(), read.training()), ("ward-3", record.as_str()));
-    assert_eq!((read.base(), read.width()), (BASE, 32));
+    assert_eq!(
+        (read.base(), read.soft().unwrap().0.size()),
+        (BASE, vec![3, 32])
+    );
     assert_eq!((read.header_tokens(), read.trailer_tokens()), (3, 2));
     for cut in [0, 7, bytes.len() / 2, bytes.len() - 1] {
         assert!(Adapter::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
@@ -247,6 +320,60 @@ fn an_adapters_file_gives_back_what_went_in_and_damage_is_refused() {
     assert!(error.to_string().contains("finite"), "{error}");
     let nameless = adapter(&model, 4).named("../x".to_owned(), record);
     assert!(Adapter::from_bytes(&nameless.to_bytes().unwrap()).is_err());
+}
+
+#[test]
+fn a_bridges_file_gives_back_what_went_in_and_another_models_is_refused() {
+    let model = llama();
+    let made = bridge(&model, 4);
+    let bytes = made.to_bytes().unwrap();
+    let read = Adapter::from_bytes(&bytes).unwrap();
+    assert_eq!(read.digest().unwrap(), made.digest().unwrap());
+    let described = Description::read(&bytes).unwrap();
+    assert_eq!(described.digest, made.digest().unwrap());
+    let tokens = |one: &Adapter| {
+        (
+            one.header_tokens(),
+            one.bridge_tokens(),
+            one.trailer_tokens(),
+        )
+    };
+    assert_eq!((tokens(&read), described.bridge_tokens), ((0, 3, 0), 3));
+    assert_ne!(bridge(&model, 5).digest().unwrap(), made.digest().unwrap());
+    let packet = read.bridge_packet(&model).unwrap().unwrap();
+    assert_eq!(packet.shape().tokens, 3);
+    assert!(adapter(&model, 4).bridge_packet(&model).unwrap().is_none());
+    // It wraps nothing.
+    let expected = model.embed(&Tensor::from_slice(&[5_i64, 6])).unwrap();
+    assert_eq!(read.wrap(&model, &[5, 6]).unwrap(), expected);
+
+    let mut config = tiny::config(Architecture::Llama);
+    config.num_layers += 1;
+    config.sliding_layers.push(false);
+    let other = tiny::model(config, 23, Kind::Float);
+    let refused = read.bridge_packet(&other).err().unwrap().to_string();
+    assert!(
+        refused.contains("the adapter is for a model of"),
+        "{refused}"
+    );
+    assert!(Trainer::new(read, SCHEDULE, &other).is_err());
+    for cut in [0, 7, bytes.len() / 2, bytes.len() - 1] {
+        assert!(Adapter::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+    let mut infinite = bytes.clone();
+    let last = infinite.len() - 4;
+    infinite[last..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    assert!(Adapter::from_bytes(&infinite).is_err());
+    // What says that it is a bridge has to have one.
+    let soft = adapter(&model, 4).to_bytes().unwrap();
+    let at = soft
+        .windows(18)
+        .position(|part| part == b"addenda adapter v3");
+    let mut claimed = soft;
+    claimed[at.unwrap() + 17] = b'4';
+    assert!(Adapter::from_bytes(&claimed).is_err());
+    let long = (&[][..], &ids(65, 1)[..]);
+    assert!(Adapter::bridge_of_tokens(&model, long, BASE, "x".to_owned()).is_err());
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::time::Instant;
 use addenda_model::Adapter;
 use addenda_proto::addenda::v1::lookup_request::{Query, query::By};
 use addenda_proto::addenda::v1::{
-    ActivateAdapterRequest, AdapterRecord, ExportAdapterRequest, GetJobRequest,
-    ImportAdapterRequest, InfoRequest, JobRecord, JobState, ListAdaptersRequest, LookupRequest,
-    Mode, PacketRecord, TrainAdapterRequest, TrainingData,
+    ActivateAdapterRequest, AdapterRecord, AddFactRequest, ExportAdapterRequest, Fact,
+    GetJobRequest, ImportAdapterRequest, InfoRequest, JobRecord, JobState, ListAdaptersRequest,
+    LookupRequest, Mode, PacketRecord, TrainAdapterRequest, TrainingData,
 };
 use tch::{Device, Kind, Tensor};
 use tokio_stream::StreamExt;
@@ -121,6 +121,87 @@ async fn activating_an_adapter_changes_packet_keys_and_answers_name_it() {
     server.stopped().await;
 }
 
+/// A bridge of five tokens for SmolLM2, as a file.
+fn bridge(base: [u8; 32]) -> Vec<u8> {
+    let values = Tensor::ones([30, 2, 3, 5, 64], (Kind::Float, Device::Cpu)) * 0.1;
+    let made = Adapter::of_bridge(&values, base, "lectern".to_owned(), "{}".to_owned());
+    made.unwrap().to_bytes().unwrap()
+}
+
+#[tokio::test]
+async fn a_bridge_stands_behind_packets_which_stay_what_they_are() {
+    let data = tempfile::tempdir().unwrap();
+    let server = Daemon::start(data.path(), &[("adapter", "none")]);
+    let clients = server.connect().await;
+    let plain = put(&clients).await;
+    let mut request = ask("When may I visit?", 8);
+    request.documents = vec!["visiting".to_owned()];
+    request.mode = Mode::Packet.into();
+    request.top_logprobs = 1;
+    let without = clients.answer(request.clone()).await.unwrap();
+    let imported = import(&clients, bridge(base(&clients).await))
+        .await
+        .unwrap();
+    let tokens = (
+        imported.header_tokens,
+        imported.bridge_tokens,
+        imported.trailer_tokens,
+    );
+    assert_eq!(tokens, (0, 5, 0));
+    activate(&clients, "lectern").await.unwrap();
+
+    let with = clients.answer(request.clone()).await.unwrap();
+    let (before, now) = (&without.summary, &with.summary);
+    assert_eq!(
+        (before.adapter.as_str(), now.adapter.as_str()),
+        ("", imported.id.as_str())
+    );
+    assert_eq!(now.prompt_tokens, before.prompt_tokens + 5);
+    assert_eq!(now.packet_tokens, before.packet_tokens + 5);
+    assert_eq!((&now.packets, now.exact), (&before.packets, false));
+    assert_ne!(
+        with.tokens[0].logprob, without.tokens[0].logprob,
+        "it is read"
+    );
+    assert_eq!(put(&clients).await.id, plain.id);
+    assert_eq!(put(&clients).await.adapter, "");
+
+    // Whatever reads no packet as it stands has no bridge.
+    for mode in [Mode::Full, Mode::Link, Mode::Preload] {
+        request.mode = mode.into();
+        let other = clients.answer(request.clone()).await.unwrap().summary;
+        assert_eq!(other.adapter, "", "{mode:?}");
+        assert_eq!(other.prompt_tokens, before.prompt_tokens, "{mode:?}");
+    }
+
+    // It stands there under other weights as well, and after a restart.
+    let fact = Fact {
+        subject: "Danielle Darrieux".to_owned(),
+        prompt: "The mother tongue of {} is".to_owned(),
+        target: "English".to_owned(),
+        ..Fact::default()
+    };
+    let add = AddFactRequest {
+        fact: Some(fact),
+        ..AddFactRequest::default()
+    };
+    clients.knowledge().add_fact(add).await.unwrap();
+    request.mode = Mode::Packet.into();
+    let edited = clients.answer(request.clone()).await.unwrap().summary;
+    assert_eq!(
+        (edited.active_facts, edited.prompt_tokens),
+        (1, now.prompt_tokens)
+    );
+    drop(clients);
+    server.stopped().await;
+    let server = Daemon::start(data.path(), &[("adapter", "auto")]);
+    let clients = server.connect().await;
+    let again = clients.answer(request).await.unwrap().summary;
+    assert_eq!(again.adapter, imported.id);
+    drop(clients);
+    server.stopped().await;
+}
+
 #[tokio::test]
 async fn an_adapter_goes_out_and_in_again_and_another_models_is_refused_by_name() {
     let data = tempfile::tempdir().unwrap();
@@ -190,12 +271,12 @@ async fn an_adapter_goes_out_and_in_again_and_another_models_is_refused_by_name(
 fn training(name: &str) -> TrainAdapterRequest {
     TrainAdapterRequest {
         name: name.to_owned(),
-        header_tokens: 4,
-        trailer_tokens: 4,
+        bridge_tokens: 4,
         data: Some(TrainingData {
             suites: vec!["biography".to_owned()],
             samples: 4,
             validation: 1,
+            questions: 3,
             ..TrainingData::default()
         }),
         epochs: 1,
@@ -308,7 +389,19 @@ async fn a_training_that_cannot_be_is_refused_in_words() {
         request
     };
     for (field, request) in [
-        ("header_tokens", with(|one| one.header_tokens = 65)),
+        (
+            "bridge_tokens",
+            with(|one| (one.header_tokens, one.trailer_tokens) = (4, 4)),
+        ),
+        ("bridge_tokens", with(|one| one.bridge_tokens = 65)),
+        (
+            "header_tokens",
+            with(|one| (one.header_tokens, one.bridge_tokens) = (65, 0)),
+        ),
+        (
+            "data.questions",
+            with(|one| one.data.as_mut().unwrap().questions = 17),
+        ),
         ("epochs", with(|one| one.epochs = 21)),
         ("batch", with(|one| one.batch = 5)),
         ("learning_rate", with(|one| one.learning_rate = -1.0)),

@@ -117,6 +117,60 @@ fn the_right_answer_stands_in_exactly_the_document_that_is_asked_about() {
 }
 
 #[test]
+fn several_questions_about_the_same_documents_begin_with_the_one_and_differ() {
+    let needle = Needle::single(8, 4, 45..=120);
+    let paragraphs: Vec<String> = (0..40)
+        .map(|number| format!("Line {number} of a text. ").repeat(9))
+        .collect();
+    let paragraphs: Vec<&str> = paragraphs.iter().map(String::as_str).collect();
+    let (paragraphs, documents) = (&paragraphs[..], 4);
+    for seed in 0..8 {
+        let split = Split::Train;
+        let biography = Biography { documents };
+        let prose = Prose {
+            paragraphs,
+            documents,
+        };
+        let own = Documents {
+            texts: paragraphs,
+            documents,
+        };
+        for (one, several) in [
+            (
+                biography.sample(split, seed),
+                biography.samples(split, seed, 24),
+            ),
+            (
+                needle.sample(split, seed, &words),
+                needle.samples(split, (seed, 4), &words),
+            ),
+            (prose.sample(split, seed), prose.samples(split, seed, 6)),
+            (own.sample(split, seed), own.samples(split, seed, 6)),
+        ] {
+            assert_eq!(several[0], one);
+            assert!(several.iter().all(|other| other.documents == one.documents));
+            let questions: BTreeSet<&String> = several.iter().map(|one| &one.question).collect();
+            let labelled = one.answer.is_some();
+            assert!(questions.len() > 2, "{questions:?}");
+            assert!(
+                !labelled || questions.len() == several.len(),
+                "{questions:?}"
+            );
+            for asked in several {
+                let Some(answer) = asked.answer else { continue };
+                assert!(asked.documents.iter().any(|text| text.contains(&answer)));
+            }
+        }
+    }
+    assert_eq!(
+        Biography { documents: 2 }
+            .samples(Split::Train, 1, 99)
+            .len(),
+        12
+    );
+}
+
+#[test]
 fn several_keys_values_and_queries_are_all_asked_for() {
     let needle = Needle {
         documents: 3,

@@ -121,11 +121,17 @@ impl Biography {
     /// One sample.
     #[must_use]
     pub fn sample(&self, split: Split, seed: u64) -> Sample {
+        super::first(Suite::Biography, self.samples(split, seed, 1))
+    }
+
+    /// Several about the same people; the first is [`Self::sample`]'s, and none is asked twice.
+    #[must_use]
+    pub fn samples(&self, split: Split, seed: u64, count: usize) -> Vec<Sample> {
         let mut dice = Dice::new(Suite::Biography, split, seed);
         let people = people(&mut dice, split, self.documents.clamp(1, 12));
         let right = dice.number(0, people.len() - 1);
         let asked = dice.number(0, ATTRIBUTES.len() - 1);
-        let documents = people
+        let documents: Vec<String> = people
             .iter()
             .map(|person| {
                 let told = ATTRIBUTES.iter().zip(&person.values);
@@ -138,15 +144,25 @@ impl Biography {
                 sentences.join(" ")
             })
             .collect();
-        let person = people.get(right);
-        let questions = ATTRIBUTES.get(asked).map_or(&[][..], |one| one.questions);
-        let name = person.map_or("", |person| &person.name);
-        Sample {
-            suite: Suite::Biography,
-            documents,
-            question: fill(dice.pick(questions), name, ""),
-            answer: person.and_then(|person| person.values.get(asked).cloned()),
-        }
+        let every =
+            (0..people.len()).flat_map(|one| (0..ATTRIBUTES.len()).map(move |at| (one, at)));
+        let mut others: Vec<_> = every.filter(|&pair| pair != (right, asked)).collect();
+        let ask = |(right, asked): (usize, usize), dice: &mut Dice| {
+            let person = people.get(right);
+            let questions = ATTRIBUTES.get(asked).map_or(&[][..], |one| one.questions);
+            let name = person.map_or("", |person| &person.name);
+            Sample {
+                suite: Suite::Biography,
+                documents: documents.clone(),
+                question: fill(dice.pick(questions), name, ""),
+                answer: person.and_then(|person| person.values.get(asked).cloned()),
+            }
+        };
+        let mut samples = vec![ask((right, asked), &mut dice)];
+        dice.shuffle(&mut others);
+        let more = others.into_iter().take(count.saturating_sub(1));
+        samples.extend(more.map(|pair| ask(pair, &mut dice)));
+        samples
     }
 }
 

@@ -16,6 +16,12 @@ impl Documents<'_> {
     /// One sample. Empty where there are no texts.
     #[must_use]
     pub fn sample(&self, split: Split, seed: u64) -> Sample {
+        super::first(Suite::Documents, self.samples(split, seed, 1))
+    }
+
+    /// Several about the same documents; the first is [`Self::sample`]'s.
+    #[must_use]
+    pub fn samples(&self, split: Split, seed: u64, count: usize) -> Vec<Sample> {
         let mut dice = Dice::new(Suite::Documents, split, seed);
         let texts = if self.texts.len() < 8 {
             self.texts.to_vec()
@@ -27,15 +33,18 @@ impl Documents<'_> {
             .iter()
             .map(|text| text.trim().to_owned())
             .collect();
-        let right = dice.number(0, documents.len().saturating_sub(1));
-        let text = documents.get(right).map_or("", String::as_str);
-        let question = question(&mut dice, text);
-        Sample {
-            suite: Suite::Documents,
-            documents,
-            question,
-            answer: None,
-        }
+        let ask = |_| {
+            let right = dice.number(0, documents.len().saturating_sub(1));
+            let text = documents.get(right).map_or("", String::as_str);
+            let question = question(&mut dice, text);
+            Sample {
+                suite: Suite::Documents,
+                documents: documents.clone(),
+                question,
+                answer: None,
+            }
+        };
+        (0..count).map(ask).collect()
     }
 }
 

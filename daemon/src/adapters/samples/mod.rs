@@ -41,6 +41,16 @@ pub struct Sample {
     pub answer: Option<String>,
 }
 
+/// The first of a generator's samples; one without documents where it gives none.
+fn first(suite: Suite, samples: Vec<Sample>) -> Sample {
+    samples.into_iter().next().unwrap_or(Sample {
+        suite,
+        documents: Vec::new(),
+        question: String::new(),
+        answer: None,
+    })
+}
+
 /// A kind of sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Suite {

@@ -37,6 +37,17 @@ impl Needle {
     /// One sample; `count` says how long a text is (in tokens, words, ..).
     #[must_use]
     pub fn sample(&self, split: Split, seed: u64, count: &dyn Fn(&str) -> usize) -> Sample {
+        super::first(Suite::Needle, self.samples(split, (seed, 1), count))
+    }
+
+    /// As many as `most` in the same haystacks, each about names of its own; the first is [`Self::sample`]'s.
+    #[must_use]
+    pub fn samples(
+        &self,
+        split: Split,
+        (seed, most): (u64, usize),
+        count: &dyn Fn(&str) -> usize,
+    ) -> Vec<Sample> {
         let mut dice = Dice::new(Suite::Needle, split, seed);
         let keys = self.keys.clamp(1, 10);
         let adjectives = dice.several(&split.share(ADJECTIVES), keys);
@@ -59,7 +70,7 @@ impl Needle {
             bounds: &self.length,
             count,
         };
-        let documents = (0..count_documents)
+        let documents: Vec<String> = (0..count_documents)
             .map(|place| {
                 let own = places.iter().cycle().zip(names.iter().zip(&numbers));
                 let own = own.filter(|(at, _)| **at == place);
@@ -70,17 +81,19 @@ impl Needle {
             })
             .collect();
         let asked = self.queries.clamp(1, keys);
-        let named: Vec<(&String, &Vec<String>)> = names.iter().zip(&numbers).take(asked).collect();
-        let question = question(&named);
-        let answer = named
-            .iter()
-            .flat_map(|(_, numbers)| numbers.iter().cloned());
-        Sample {
-            suite: Suite::Needle,
-            documents,
-            question,
-            answer: Some(answer.collect::<Vec<_>>().join(", ")),
-        }
+        let all: Vec<(&String, &Vec<String>)> = names.iter().zip(&numbers).collect();
+        let of = |named: &[(&String, &Vec<String>)]| {
+            let answer = named
+                .iter()
+                .flat_map(|(_, numbers)| numbers.iter().cloned());
+            Sample {
+                suite: Suite::Needle,
+                documents: documents.clone(),
+                question: question(named),
+                answer: Some(answer.collect::<Vec<_>>().join(", ")),
+            }
+        };
+        all.chunks_exact(asked).take(most).map(of).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! `addenda adapter`: soft tokens that packets' documents are wrapped in.
+//! `addenda adapter`: what is trained so that packets are read as if they had been computed together.
 
 mod certify;
 mod show;

@@ -30,7 +30,7 @@ pub(crate) fn list(adapters: &[AdapterRecord], console: &mut Console) -> Result<
             short(&adapter.id).to_owned(),
             adapter.name.clone(),
             if adapter.active { "yes" } else { "no" }.to_owned(),
-            format!("{}+{}", adapter.header_tokens, adapter.trailer_tokens),
+            tokens(adapter, "+"),
             format!("{:.3}", adapter.kl_before),
             format!("{:.3}", adapter.kl_after),
             grouped(adapter.samples),
@@ -52,8 +52,11 @@ pub(crate) fn one(adapter: &AdapterRecord, console: &mut Console) -> Result<()> 
             if adapter.active { "yes" } else { "no" }.to_owned(),
         ),
         (
-            "soft tokens",
-            format!("{} + {}", adapter.header_tokens, adapter.trailer_tokens),
+            match adapter.bridge_tokens {
+                0 => "soft tokens",
+                _ => "bridge tokens",
+            },
+            tokens(adapter, " + "),
         ),
         ("base model", adapter.base_fingerprint.clone()),
         (
@@ -76,19 +79,29 @@ pub(crate) fn one(adapter: &AdapterRecord, console: &mut Console) -> Result<()> 
     console.line(&fields(&rows))
 }
 
+/// A bridge's, or those before and behind a document.
+fn tokens(adapter: &AdapterRecord, plus: &str) -> String {
+    match adapter.bridge_tokens {
+        0 => format!("{}{plus}{}", adapter.header_tokens, adapter.trailer_tokens),
+        tokens => tokens.to_string(),
+    }
+}
+
 /// After an activation; an empty record is none.
 pub(crate) fn activated(adapter: &AdapterRecord, console: &mut Console) -> Result<()> {
     if console.json() {
         return console.message("AdapterRecord", adapter);
     }
     if adapter.id.is_empty() {
-        return console.line("No adapter is active: documents become packets as they stand.");
+        return console.line("No adapter is active: documents become packets as they stand, and nothing stands behind them.");
     }
-    console.line(&format!(
-        "Documents are wrapped in {} ({}) from now on; packets of before are computed anew when asked for.",
-        adapter.name,
-        short(&adapter.id)
-    ))
+    let (name, id) = (&adapter.name, short(&adapter.id));
+    console.line(&match adapter.bridge_tokens {
+        0 => format!(
+            "Documents are wrapped in {name} ({id}) from now on; packets of before are computed anew when asked for."
+        ),
+        _ => format!("{name} ({id}) stands behind packets from now on; the packets stay as they are."),
+    })
 }
 
 pub(crate) fn certificates(records: &[CertificateRecord], console: &mut Console) -> Result<()> {

@@ -38,13 +38,19 @@ pub(crate) struct TrainArgs {
     /// Samples between two updates [default: 16]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     batch: u32,
-    /// Learning rate of the first update [default: 5e-4]
+    /// Learning rate of the first update [default: 0.01, of soft tokens 5e-4]
     #[arg(long, default_value_t = 0.0, hide_default_value = true)]
     learning_rate: f32,
-    /// Soft tokens before a document [default: 8]
+    /// Questions about the same documents, each a sample, at most [default: 4, of soft tokens 1]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    questions: u32,
+    /// Tokens of a bridge, which stands between documents and question [default: 8, without soft tokens]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    bridge_tokens: u32,
+    /// Train soft tokens instead: so many before a document [default: 8, beside some after it]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     header_tokens: u32,
-    /// Soft tokens after a document [default: 8]
+    /// And so many after it [default: 8, beside some before it]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     trailer_tokens: u32,
     /// Makes the samples and their order
@@ -94,12 +100,14 @@ impl TrainArgs {
             name: self.name,
             header_tokens: self.header_tokens,
             trailer_tokens: self.trailer_tokens,
+            bridge_tokens: self.bridge_tokens,
             data: Some(TrainingData {
                 suites: self.suites,
                 documents: self.documents,
                 namespace: self.namespace,
                 samples: self.samples,
                 validation: self.validation,
+                questions: self.questions,
             }),
             epochs: self.epochs,
             batch: self.batch,

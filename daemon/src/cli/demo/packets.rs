@@ -89,15 +89,15 @@ pub(crate) async fn three_ways(client: &Client, stage: &mut Stage<'_>) -> Result
         ]);
     }
     stage.table(rows)?;
-    let soft = soft_tokens(client).await?;
-    judge(stage, &without, &full, (&packet, soft))
+    let trained = trained_tokens(client, packet.summary.packets.len()).await?;
+    judge(stage, &without, &full, (&packet, trained))
 }
 
 fn judge(
     stage: &mut Stage<'_>,
     without: &Answered,
     full: &Answered,
-    (packet, soft): (&Answered, u32),
+    (packet, trained): (&Answered, u32),
 ) -> Result<()> {
     stage.claim("the model alone does not know the answer", !right(without))?;
     stage.claim(
@@ -105,20 +105,18 @@ fn judge(
         right(full) && full.summary.exact && full.summary.packet_tokens == 0,
     )?;
     let summary = &packet.summary;
-    let packets = u32::try_from(summary.packets.len()).unwrap_or(u32::MAX);
-    let soft = packets.saturating_mul(soft);
     stage.claim(
         format!(
-            "packets: the same {} tokens of context and {} soft ones, {} of all computed, first token {:.0} \
+            "packets: the same {} tokens of context and {} trained ones, {} of all computed, first token {:.0} \
              times sooner",
             grouped(full.summary.prompt_tokens.into()),
-            grouped(soft.into()),
+            grouped(trained.into()),
             grouped(summary.computed_tokens.into()),
             full.summary.ttft_ms / summary.ttft_ms.max(0.001)
         ),
         summary.mode() == wire::Mode::Packet
             && !summary.exact
-            && summary.prompt_tokens == full.summary.prompt_tokens + soft
+            && summary.prompt_tokens == full.summary.prompt_tokens + trained
             && u64::from(summary.packet_tokens) >= LEAST_TOKENS
             && summary.ttft_ms < full.summary.ttft_ms,
     )?;
@@ -132,12 +130,19 @@ fn judge(
     stage.say(&honest)
 }
 
-/// Soft tokens around each document: those of the active adapter.
-async fn soft_tokens(client: &Client) -> Result<u32> {
+/// Tokens that the active adapter adds to a context of so many packets: soft ones around each, and those of a bridge.
+async fn trained_tokens(client: &Client, packets: usize) -> Result<u32> {
     let list = client.adapters().list(wire::ListAdaptersRequest {}).await?;
-    let adapters = &list.get_ref().adapters;
-    let active = adapters.iter().find(|adapter| adapter.active);
-    Ok(active.map_or(0, |one| one.header_tokens + one.trailer_tokens))
+    let active = list
+        .get_ref()
+        .adapters
+        .iter()
+        .find(|adapter| adapter.active);
+    let packets = u32::try_from(packets).unwrap_or(u32::MAX);
+    Ok(active.map_or(0, |one| {
+        let soft = packets.saturating_mul(one.header_tokens + one.trailer_tokens);
+        soft.saturating_add(one.bridge_tokens)
+    }))
 }
 
 async fn ask(client: &Client, with_documents: bool, mode: wire::Mode) -> Result<Answered> {

@@ -31,8 +31,12 @@ impl Before {
         })
     }
 
-    /// Those of a primer's first tokens, as what stands before each of so many rows.
-    fn of_plane(plane: &Plane, tokens: usize, (rows, kind): (i64, Kind)) -> Result<Self> {
+    /// Those of a packet's first tokens, as what stands before each of so many rows.
+    pub(crate) fn of_plane(
+        plane: &Plane,
+        tokens: usize,
+        (rows, kind): (i64, Kind),
+    ) -> Result<Self> {
         let of = |t: &Tensor| -> Result<Tensor> {
             let t = in_kind(&t.f_narrow(1, 0, int(tokens))?.f_transpose(0, 1)?, kind)?;
             Ok(t.f_unsqueeze(0)?)
@@ -53,7 +57,7 @@ impl Before {
     }
 
     /// These behind others.
-    fn behind(self, before: Option<&Self>) -> Result<Self> {
+    pub(crate) fn behind(self, before: Option<&Self>) -> Result<Self> {
         let Some(before) = before else {
             return Ok(self);
         };
