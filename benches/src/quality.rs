@@ -80,6 +80,9 @@ pub(crate) struct Arguments {
     /// `addenda packet primer` draws one: of at most 16 of them; absent is what ships.
     #[arg(long)]
     primer_documents: Option<usize>,
+    /// Write that primer to this file as well, so that an adapter can be trained behind it (`addenda serve --primer FILE`).
+    #[arg(long, requires = "primer_documents")]
+    keep_primer: Option<PathBuf>,
     /// Leave out the packets without an adapter.
     #[arg(long)]
     no_bare: bool,
@@ -107,7 +110,10 @@ async fn measure(arguments: &Arguments, given: Vec<LabelledSample>) -> Result<Va
     let mut flags = arguments.serve_flag.clone();
     if let Some(documents) = arguments.primer_documents {
         let path = folder.path().join("primer.txt");
-        std::fs::write(&path, primer(arguments, documents)?).map_err(io(&path.display()))?;
+        let text = primer(arguments, documents)?;
+        for path in std::iter::once(&path).chain(&arguments.keep_primer) {
+            std::fs::write(path, &text).map_err(io(&path.display()))?;
+        }
         flags.push(format!("--primer={}", path.display()));
     }
     let daemon = Daemon::start(&arguments.model, folder.path(), &flags).await?;

@@ -49,7 +49,7 @@ impl Desk {
             kv.truncate(ids.len())?;
             return Ok(kv);
         }
-        let mut kv = model.new_kv()?;
+        let mut kv = model.isolated_kv()?;
         if !ids.is_empty() {
             drop(model.forward(Input::Ids(&ids), &mut kv)?);
         }
@@ -73,7 +73,7 @@ impl Desk {
         }
         let _guard = NoGrad::new();
         let Student { model, primer, .. } = student;
-        let mut kv = model.new_kv()?;
+        let mut kv = model.isolated_kv()?;
         if !lesson.preamble.is_empty() {
             drop(model.forward(Input::Ids(&lesson.preamble), &mut kv)?);
         }
