@@ -1,4 +1,4 @@
-//! The bridge between tensors and bytes: KV from the engine into the store, and bodies of the
+//! The way between tensors and bytes: KV from the engine into the store, and bodies of the
 //! store back to the engine as KV that nobody copied.
 //!
 //! Owns what a packet's key is made of here. Never computes KV and never decides which packet a

@@ -2,7 +2,7 @@
 //!
 //! Gives the same numbers as [`Transformer::forward`], which serves (the tests hold them to it).
 
-use crate::adapter::{bridge_sides, planes};
+use crate::adapter::{bridge_shape, planes};
 use crate::error::{Error, Result};
 use crate::layers::attention::{Before, Sight};
 use crate::layers::rope::Rope;
@@ -12,7 +12,7 @@ use crate::taps::{Documents, Mask, Pass};
 use crate::tensor::{in_kind, int};
 use crate::transformer::Transformer;
 use std::ops::Range;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 impl Transformer {
     /// A batch without a cache: ids i64 `[B, S]`, each row from position 0, padded on the right
@@ -32,12 +32,7 @@ impl Transformer {
     /// # Errors
     /// As [`Self::forward_batch`].
     pub fn forward_embeddings(&self, embeddings: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor> {
-        let tokens = usize::try_from(embeddings.size3()?.1).unwrap_or(0);
-        let kind = match self.widens(tokens) {
-            true => Kind::Float,
-            false => self.kind,
-        };
-        let x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
+        let x = self.for_run(&embeddings.f_to_kind(self.kind)?)?;
         let x = self.run(x, 0..self.blocks.len(), pass)?;
         in_kind(&self.norm.forward(&x)?, self.kind)
     }
@@ -54,15 +49,11 @@ impl Transformer {
         context: &PacketKv,
         bridge: &Tensor,
     ) -> Result<Tensor> {
-        let count = |side: i64| usize::try_from(side).unwrap_or(0);
-        let (stands, tokens) = (context.shape().tokens, count(embeddings.size3()?.1));
-        let own = count(bridge_sides(bridge)?.tokens);
+        let tokens = usize::try_from(embeddings.size3()?.1).unwrap_or(0);
+        let stands = context.shape().tokens;
+        let own = bridge_shape(bridge)?.tokens;
         let at = stands + own;
         Error::unless_within(at + tokens, self.config.context)?;
-        let kind = match self.widens(tokens) {
-            true => Kind::Float,
-            false => self.kind,
-        };
         let of = |(rope, window): (&Rope, Option<usize>)| -> Result<_> {
             let mask = visible(at, tokens, window, self.device)?;
             Ok((rope.angles(at, tokens)?, mask, rope.turn(int(stands))?))
@@ -70,7 +61,8 @@ impl Transformer {
         let ways = self.ways();
         let [full, windowed] = [of(ways[0])?, of(ways[1])?];
         let mut pass = Pass::new();
-        let mut x = in_kind(&embeddings.f_to_kind(self.kind)?, kind)?;
+        let mut x = self.for_run(&embeddings.f_to_kind(self.kind)?)?;
+        let kind = x.kind();
         for (layer, block) in self.blocks.iter().enumerate() {
             let (angles, mask, turn) = block.window().map_or(&full, |_| &windowed);
             let [keys, values] = planes(bridge, layer)?;

@@ -454,9 +454,10 @@ impl Transformer {
         Ok(())
     }
 
-    /// The residual stream `x [T, d]` in the dtype that a run of T tokens is computed in.
+    /// The residual stream `x [.., T, d]` in the dtype that a run of T tokens is computed in.
     pub(crate) fn for_run(&self, x: &Tensor) -> Result<Tensor> {
-        let tokens = usize::try_from(x.size2()?.0).unwrap_or(0);
+        let tokens = x.size().into_iter().nth_back(1).unwrap_or(0);
+        let tokens = usize::try_from(tokens).unwrap_or(0);
         let wide = self.widens(tokens);
         in_kind(x, if wide { Kind::Float } else { self.kind })
     }

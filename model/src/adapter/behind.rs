@@ -3,24 +3,24 @@
 //! Owns the teacher's context of preamble and documents, and the student's, in which each document is its packet. Both are
 //! used up to the prompt by every lesson over these documents; an adapter's bridge leaves the student's as it is.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::student::Student;
+use super::student::{Student, embed};
 use super::{Lesson, Taught};
 use crate::error::Result;
 use crate::kv::SequenceKv;
 use crate::packet::PacketKv;
-use crate::tensor::{NoGrad, ids as id_tensor, int};
+use crate::tensor::NoGrad;
 use crate::transformer::{Input, Transformer};
 
 /// Where the contexts of the last lesson's documents lie.
 #[derive(Default)]
 pub struct Desk {
     /// Names the weights that they were computed under.
-    under: RefCell<[u8; 32]>,
+    under: Cell<[u8; 32]>,
     teacher: RefCell<Option<(Documents, SequenceKv)>>,
     student: RefCell<Option<(Documents, Rc<PacketKv>)>>,
 }
@@ -126,15 +126,8 @@ impl Taught {
     pub(crate) fn logits_behind(&self, student: Student<'_>, bridge: &Tensor) -> Result<Tensor> {
         let model = student.model;
         let context = student.desk.packets(student, &self.lesson)?;
-        let rest = self.prompt_and_answer();
-        let embeddings = {
-            let _guard = NoGrad::new();
-            model.check_ids(&rest)?;
-            model.embed(&id_tensor(&rest, model.device())?)?
-        };
+        let embeddings = embed(model, &self.prompt_and_answer())?;
         let hidden = model.forward_over(&embeddings.f_unsqueeze(0)?, &context, bridge)?;
-        let first = int(self.lesson.prompt.len()) - 1;
-        let hidden = hidden.f_select(0, 0)?;
-        model.logits(&hidden.f_narrow(0, first, int(self.answer.len()))?)
+        self.answer_logits(model, &hidden)
     }
 }

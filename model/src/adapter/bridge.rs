@@ -3,64 +3,36 @@
 //! Owns its shape, what it begins as, and how it becomes a packet that sequences read as any other. Its keys lie as if it
 //! began at position 0.
 
-use std::fmt;
-
 use tch::Tensor;
 
 use super::{Adapter, Parts};
-use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::packet::{PacketKv, PacketShape, Plane};
 use crate::tensor::{NoGrad, int};
 use crate::transformer::{Input, Transformer};
 
-/// The sides of a bridge `[layers, 2, kv_heads, P, head_dim]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sides {
-    pub(crate) layers: i64,
-    pub(crate) kv_heads: i64,
-    pub(crate) tokens: i64,
-    pub(crate) head_dim: i64,
-}
-
-impl Sides {
-    /// Those of so many tokens in a model of `config`.
-    pub(crate) fn of(config: &ModelConfig, tokens: i64) -> Self {
-        Self {
-            layers: int(config.num_layers),
-            kv_heads: int(config.num_kv_heads),
-            tokens,
-            head_dim: int(config.head_dim),
-        }
-    }
-}
-
-impl fmt::Display for Sides {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} layers with {} key-value heads of {}",
-            self.layers, self.kv_heads, self.head_dim
-        )
-    }
-}
-
-/// The sides of a bridge's tensor.
+/// The shape of a bridge's tensor `[layers, 2, kv_heads, P, head_dim]` as a packet's.
 ///
 /// # Errors
 /// It is none's.
-pub(crate) fn sides(bridge: &Tensor) -> Result<Sides> {
-    match bridge.size()[..] {
-        [layers, 2, kv_heads, tokens, head_dim] if layers > 0 && kv_heads > 0 && head_dim > 0 => {
-            Ok(Sides {
+pub(crate) fn shape(bridge: &Tensor) -> Result<PacketShape> {
+    let sides: Vec<usize> = bridge
+        .size()
+        .into_iter()
+        .filter_map(|side| usize::try_from(side).ok())
+        .collect();
+    match sides[..] {
+        [layers, 2, kv_heads, tokens, head_dim] if layers.min(kv_heads).min(head_dim) > 0 => {
+            Ok(PacketShape {
                 layers,
                 kv_heads,
                 tokens,
                 head_dim,
+                kind: bridge.kind(),
             })
         }
-        ref other => Err(Error::Invalid(format!(
-            "a bridge is [layers, 2, kv_heads, tokens, head_dim], not {other:?}"
+        _ => Err(Error::Invalid(format!(
+            "a bridge is [layers, 2, kv_heads, tokens, head_dim], not {sides:?}"
         ))),
     }
 }
@@ -91,14 +63,11 @@ impl Adapter {
         name: String,
     ) -> Result<Self> {
         let _guard = NoGrad::new();
-        let packet = |ids: &[u32]| -> Result<PacketKv> {
-            let mut kv = model.isolated_kv()?;
-            drop(model.forward(Input::Ids(ids), &mut kv)?);
-            kv.into_packet()
-        };
         let mut kv = model.isolated_kv()?;
         if !before.is_empty() {
-            kv.attach(packet(before)?.into())?;
+            let mut alone = model.isolated_kv()?;
+            drop(model.forward(Input::Ids(before), &mut alone)?);
+            kv.attach(alone.into_packet()?.into())?;
         }
         drop(model.forward(Input::Ids(ids), &mut kv)?);
         let packet = model.packet(kv)?;
@@ -123,7 +92,7 @@ impl Adapter {
         let bridge = bridge
             .f_to_device(model.device())?
             .f_to_kind(model.kind())?;
-        let shape = PacketShape::of(model.config(), model.kind(), self.bridge_tokens());
+        let shape = shape(&bridge)?;
         let layers = (0..shape.layers).map(|layer| {
             let [keys, values] = planes(&bridge, layer)?;
             Ok(Plane {

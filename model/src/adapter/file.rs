@@ -126,19 +126,15 @@ impl Description {
                 "its name is not 1 to 64 characters of [A-Za-z0-9._-]".to_owned(),
             ));
         }
-        let parts = if is_bridge {
-            vec![bridge(&tensors)?]
+        let (parts, [header_tokens, trailer_tokens, bridge_tokens]) = if is_bridge {
+            let bridge = bridge(&tensors)?;
+            (vec![bridge], [0, 0, bridge.0])
         } else {
             let [header, trailer] = [soft(&tensors, "header")?, soft(&tensors, "trailer")?];
             if header.1.len() * trailer.0 != trailer.1.len() * header.0 {
                 return Err(refused("header and trailer differ in width".to_owned()));
             }
-            vec![header, trailer]
-        };
-        let tokens = |place: usize| parts.get(place).map_or(0, |(tokens, _)| *tokens);
-        let [header_tokens, trailer_tokens, bridge_tokens] = match is_bridge {
-            true => [0, 0, tokens(0)],
-            false => [tokens(0), tokens(1), 0],
+            (vec![header, trailer], [header.0, trailer.0, 0])
         };
         Ok(Self {
             digest: digest(&base, &parts),

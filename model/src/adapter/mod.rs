@@ -19,17 +19,19 @@ mod student;
 mod trainer;
 
 pub use behind::Desk;
-pub(crate) use bridge::{planes, sides as bridge_sides};
+pub(crate) use bridge::{planes, shape as bridge_shape};
 pub use file::{Description, MAX_FILE_BYTES, MAX_SOFT_TOKENS, is_name};
 pub use lesson::{Lesson, Taught, teach};
 pub use student::{Measured, Primer, Student};
 pub use trainer::{Schedule, Trainer};
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::packet::PacketShape;
 use crate::tensor::{NoGrad, ids as id_tensor, int, to_bytes};
 use crate::transformer::Transformer;
 
@@ -82,24 +84,30 @@ impl Parts {
         }
     }
 
-    /// The same parts with what `of` makes of each tensor.
-    pub(crate) fn map(&self, mut of: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+    /// The same parts with what `of` makes of each tensor and its name.
+    pub(crate) fn map<E>(
+        &self,
+        of: impl Fn(&str, &Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
         Ok(match self {
             Self::Soft { header, trailer } => Self::Soft {
-                header: of(header)?,
-                trailer: of(trailer)?,
+                header: of("header", header)?,
+                trailer: of("trailer", trailer)?,
             },
-            Self::Bridge(bridge) => Self::Bridge(of(bridge)?),
+            Self::Bridge(bridge) => Self::Bridge(of("bridge", bridge)?),
         })
     }
 
     fn copy(&self) -> Self {
+        let Ok(copy) = self.map(|_, part| Ok::<_, Infallible>(part.copy()));
+        copy
+    }
+
+    /// Tokens of one of the tensors.
+    fn tokens(&self, part: &Tensor) -> Result<usize> {
         match self {
-            Self::Soft { header, trailer } => Self::Soft {
-                header: header.copy(),
-                trailer: trailer.copy(),
-            },
-            Self::Bridge(bridge) => Self::Bridge(bridge.copy()),
+            Self::Soft { .. } => Ok(usize::try_from(part.size2()?.0).unwrap_or(0)),
+            Self::Bridge(_) => Ok(bridge::shape(part)?.tokens),
         }
     }
 }
@@ -134,7 +142,7 @@ impl Adapter {
         training: String,
     ) -> Result<Self> {
         let _guard = NoGrad::new();
-        let parts = parts.map(|part| {
+        let parts = parts.map(|_, part| -> Result<_> {
             let part = part.f_detach()?.f_to_device(Device::Cpu)?;
             Ok(part.f_to_kind(Kind::Float)?.f_contiguous()?.copy())
         })?;
@@ -145,11 +153,8 @@ impl Adapter {
             training,
         };
         for (part, tensor) in adapter.parts.named() {
-            let tokens = match &adapter.parts {
-                Parts::Soft { .. } => tensor.size2()?.0,
-                Parts::Bridge(_) => bridge::sides(tensor)?.tokens,
-            };
-            if !(1..=int(MAX_SOFT_TOKENS)).contains(&tokens) {
+            let tokens = adapter.parts.tokens(tensor)?;
+            if !(1..=MAX_SOFT_TOKENS).contains(&tokens) {
                 return Err(Error::Invalid(format!(
                     "an adapter's {part} has 1 to {MAX_SOFT_TOKENS} tokens, not {tokens}"
                 )));
@@ -206,13 +211,13 @@ impl Adapter {
     /// H: tokens before a document.
     #[must_use]
     pub fn header_tokens(&self) -> usize {
-        self.soft().map_or(0, |(header, _)| rows(header))
+        self.soft().map_or(0, |(header, _)| self.tokens(header))
     }
 
     /// T: tokens after a document.
     #[must_use]
     pub fn trailer_tokens(&self) -> usize {
-        self.soft().map_or(0, |(_, trailer)| rows(trailer))
+        self.soft().map_or(0, |(_, trailer)| self.tokens(trailer))
     }
 
     /// P: tokens between the documents and what is asked.
@@ -220,11 +225,13 @@ impl Adapter {
     pub fn bridge_tokens(&self) -> usize {
         match &self.parts {
             Parts::Soft { .. } => 0,
-            Parts::Bridge(bridge) => {
-                let sides = bridge::sides(bridge);
-                sides.map_or(0, |sides| usize::try_from(sides.tokens).unwrap_or(0))
-            }
+            Parts::Bridge(bridge) => self.tokens(bridge),
         }
+    }
+
+    /// Tokens of one of its parts, whose shape was checked when it was made.
+    fn tokens(&self, part: &Tensor) -> usize {
+        self.parts.tokens(part).unwrap_or(0)
     }
 
     /// Fingerprint of the base weights that it was trained for.
@@ -259,13 +266,8 @@ impl Adapter {
     /// libtorch's.
     pub fn digest(&self) -> Result<[u8; 32]> {
         let mut parts = Vec::with_capacity(2);
-        for (part, tensor) in self.parts.named() {
-            let tokens = match part {
-                "header" => self.header_tokens(),
-                "trailer" => self.trailer_tokens(),
-                _ => self.bridge_tokens(),
-            };
-            parts.push((tokens, to_bytes(tensor)?));
+        for (_, tensor) in self.parts.named() {
+            parts.push((self.tokens(tensor), to_bytes(tensor)?));
         }
         let parts: Vec<(usize, &[u8])> = parts.iter().map(|(n, bytes)| (*n, &bytes[..])).collect();
         Ok(file::digest(&self.base, &parts))
@@ -341,9 +343,9 @@ impl Adapter {
                 (width(header.size2()?.1), width(int(config.hidden_size)))
             }
             Parts::Bridge(bridge) => {
-                let sides = bridge::sides(bridge)?;
-                let wanted = bridge::Sides::of(config, sides.tokens);
-                (sides.to_string(), wanted.to_string())
+                let shape = bridge::shape(bridge)?;
+                let wanted = PacketShape::of(config, shape.kind, shape.tokens);
+                (format!("{shape:?}"), format!("{wanted:?}"))
             }
         };
         if own == wanted {
@@ -353,9 +355,4 @@ impl Adapter {
             "the adapter is for a model of {own}, and this one's is {wanted}"
         )))
     }
-}
-
-fn rows(soft: &Tensor) -> usize {
-    let rows = soft.size().first().copied().unwrap_or(0);
-    usize::try_from(rows).unwrap_or(0)
 }

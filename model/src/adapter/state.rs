@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::transformer::Transformer;
 
 const FORMAT: &str = "addenda adapter training v1";
+
 impl Trainer {
     /// Its state, with `notes` of the caller's.
     ///
@@ -87,15 +88,11 @@ impl Trainer {
             })
         });
         let moments = moments.collect::<Result<_>>()?;
-        // Parts give their tensors in the order of their names.
         let whole = |end: &str| {
-            let mut names = named.iter();
-            trainer.parameters.map(|like| {
-                let name = names.next().map_or("", |(name, _)| name);
-                take(&format!("{name}{end}"), like)
-            })
+            let parts = &trainer.parameters;
+            parts.map(|name, like| take(&format!("{name}{end}"), like))
         };
-        let parameters = whole("")?.map(|part| Ok(part.set_requires_grad(true)))?;
+        let parameters = whole("")?.map(|_, part| part.f_set_requires_grad(true))?;
         let kl = text("best").parse::<f64>().ok();
         let best = kl.map(|kl| Ok::<_, Error>((whole(".best")?, kl)));
         let best = best.transpose()?;

@@ -87,8 +87,9 @@ impl Taught {
             return self.row(student, None);
         };
         adapter.check_fits(student.model)?;
-        let placed = |part: &Tensor| Ok(part.f_to_device(student.model.device())?);
-        self.logits(student, &adapter.parts().map(placed)?)
+        let device = student.model.device();
+        let parts = adapter.parts().map(|_, part| part.f_to_device(device))?;
+        self.logits(student, &parts)
     }
 
     /// How far the student is from its teacher. No gradients.
@@ -131,18 +132,12 @@ impl Taught {
     /// From one row in which documents stand between `soft` tokens.
     fn row(&self, student: Student<'_>, soft: Option<(&Tensor, &Tensor)>) -> Result<Tensor> {
         let Student { model, primer, .. } = student;
-        let device = model.device();
-        let embed = |ids: &[u32]| -> Result<Tensor> {
-            model.check_ids(ids)?;
-            let _guard = NoGrad::new();
-            model.embed(&id_tensor(ids, device)?)
-        };
         let lesson = &self.lesson;
-        let mut pieces = vec![embed(&lesson.preamble)?];
+        let mut pieces = vec![embed(model, &lesson.preamble)?];
         let mut tokens = lesson.preamble.len();
         let mut each = Vec::with_capacity(lesson.documents.len());
         for document in &lesson.documents {
-            let ids = embed(document)?;
+            let ids = embed(model, document)?;
             let wrapped = match soft {
                 None => vec![ids],
                 Some((header, trailer)) => {
@@ -161,17 +156,28 @@ impl Taught {
                 primed: primer.map_or(0, |primer| (primer.before)(document)),
             });
         }
-        pieces.push(embed(&self.prompt_and_answer())?);
-        let first = tokens + lesson.prompt.len() - 1;
+        pieces.push(embed(model, &self.prompt_and_answer())?);
         let embeddings = Tensor::f_cat(&pieces, 0)?.f_unsqueeze(0)?;
         let mut pass = Pass::new().with_mask(Mask::Documents(Documents {
             each,
             primer: primer.map(|primer| Rc::clone(primer.kv)),
         }));
         let hidden = model.forward_embeddings(&embeddings, &mut pass)?;
-        let hidden = hidden.f_select(0, 0)?;
-        model.logits(&hidden.f_narrow(0, int(first), int(self.answer.len()))?)
+        self.answer_logits(model, &hidden)
     }
+
+    /// Logits at the answer's tokens, from the hidden states `[1, S, d]` of a row that ends in what is read of it.
+    pub(crate) fn answer_logits(&self, model: &Transformer, hidden: &Tensor) -> Result<Tensor> {
+        let answer = int(self.answer.len());
+        model.logits(&hidden.f_select(0, 0)?.f_narrow(0, -answer, answer)?)
+    }
+}
+
+/// Input embeddings `[n, d]` of tokens; no gradients.
+pub(crate) fn embed(model: &Transformer, ids: &[u32]) -> Result<Tensor> {
+    let _guard = NoGrad::new();
+    model.check_ids(ids)?;
+    model.embed(&id_tensor(ids, model.device())?)
 }
 
 /// KL(p ‖ q) of each row, f32 `[rows]`, from logits f32 `[rows, V]`.

@@ -57,7 +57,7 @@ impl Trainer {
                 "training needs updates and a learning rate above 0".to_owned(),
             ));
         }
-        let parameters = adapter.parts().map(|part| {
+        let parameters = adapter.parts().map(|_, part| -> Result<_> {
             let own = part.copy().f_to_device(model.device())?;
             Ok(own.f_set_requires_grad(true)?)
         })?;
@@ -176,7 +176,9 @@ impl Trainer {
     pub fn validated(&mut self, mean_kl: f64) -> Result<bool> {
         let better = self.best.as_ref().is_none_or(|(_, best)| mean_kl < *best);
         if better {
-            let copy = self.parameters.map(|part| Ok(part.f_detach()?.copy()))?;
+            let copy = self
+                .parameters
+                .map(|_, part| Ok::<_, Error>(part.f_detach()?.copy()))?;
             self.best = Some((copy, mean_kl));
         }
         Ok(better)
