@@ -259,6 +259,7 @@ impl Training {
 
     /// What follows the teaching: the first measurement, or the place where an earlier run was.
     fn begin_lessons(&mut self) {
+        self.desk.dismiss_teacher();
         self.stage = if self.notes.before.is_empty() {
             Stage::Measure {
                 before: true,

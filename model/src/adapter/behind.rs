@@ -21,20 +21,50 @@ use crate::transformer::{Input, Transformer};
 pub struct Desk {
     /// Names the weights that they were computed under.
     under: Cell<[u8; 32]>,
-    teacher: RefCell<Option<(Documents, SequenceKv)>>,
-    student: RefCell<Option<(Documents, Rc<PacketKv>)>>,
+    teacher: Last<SequenceKv>,
+    student: Last<Rc<PacketKv>>,
 }
+
+/// What was computed of the documents that the last lesson was about.
+struct Last<T>(RefCell<Option<(Documents, T)>>);
 
 /// Preamble and documents in tokens.
 type Documents = (Vec<u32>, Vec<Vec<u32>>);
+
+impl<T> Default for Last<T> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<T> Last<T> {
+    /// Takes what lies here away, and gives it where it is of the lesson's documents.
+    fn take(&self, lesson: &Lesson) -> Option<T> {
+        let (documents, computed) = self.0.take()?;
+        lesson.is_about(&documents).then_some(computed)
+    }
+
+    fn put(&self, lesson: &Lesson, computed: T) {
+        self.0.replace(Some((lesson.about(), computed)));
+    }
+
+    fn clear(&self) {
+        self.0.take();
+    }
+}
 
 impl Desk {
     /// Clears it where what lies there was computed under other weights than those that `revision` names.
     pub fn under(&self, revision: [u8; 32]) {
         if self.under.replace(revision) != revision {
-            self.teacher.take();
-            self.student.take();
+            self.teacher.clear();
+            self.student.clear();
         }
+    }
+
+    /// Lets go of the teacher's context, when the last lesson is taught.
+    pub fn dismiss_teacher(&self) {
+        self.teacher.clear();
     }
 
     /// A context of the lesson's preamble and documents under full attention.
@@ -43,9 +73,7 @@ impl Desk {
     /// A lesson longer than the model's context, or libtorch's.
     pub(crate) fn full(&self, model: &Transformer, lesson: &Lesson) -> Result<SequenceKv> {
         let ids = lesson.beginning();
-        if let Some((documents, mut kv)) = self.teacher.take()
-            && lesson.is_about(&documents)
-        {
+        if let Some(mut kv) = self.teacher.take(lesson) {
             kv.truncate(ids.len())?;
             return Ok(kv);
         }
@@ -58,7 +86,7 @@ impl Desk {
 
     /// Takes back what [`Self::full`] gave, whatever has been computed behind it.
     pub(crate) fn keep_full(&self, lesson: &Lesson, kv: SequenceKv) {
-        self.teacher.replace(Some((lesson.about(), kv)));
+        self.teacher.put(lesson, kv);
     }
 
     /// The context of a student without an adapter up to the prompt, as one packet whose keys stand at their places.
@@ -66,32 +94,34 @@ impl Desk {
     /// # Errors
     /// As [`Self::full`].
     fn packets(&self, student: Student<'_>, lesson: &Lesson) -> Result<Rc<PacketKv>> {
-        if let Some((documents, context)) = &*self.student.borrow()
-            && lesson.is_about(documents)
-        {
-            return Ok(Rc::clone(context));
-        }
-        let _guard = NoGrad::new();
-        let Student { model, primer, .. } = student;
-        let mut kv = model.isolated_kv()?;
-        if !lesson.preamble.is_empty() {
-            drop(model.forward(Input::Ids(&lesson.preamble), &mut kv)?);
-        }
-        for document in &lesson.documents {
-            let mut alone = model.isolated_kv()?;
-            if let Some(primer) = primer {
-                let before = (primer.before)(document);
-                alone.attach_part(Rc::clone(primer.kv), 0..before)?;
-            }
-            drop(model.forward(Input::Ids(document), &mut alone)?);
-            let packet = model.packet(alone)?;
-            model.attach_copy(&packet, packet.shape().tokens, &mut kv)?;
-        }
-        let context = Rc::new(kv.into_packet()?);
-        let kept = (lesson.about(), Rc::clone(&context));
-        self.student.replace(Some(kept));
+        let context = match self.student.take(lesson) {
+            Some(context) => context,
+            None => Rc::new(packets(student, lesson)?),
+        };
+        self.student.put(lesson, Rc::clone(&context));
         Ok(context)
     }
+}
+
+/// A student's context without an adapter up to the prompt: preamble and packets, turned to their places.
+fn packets(student: Student<'_>, lesson: &Lesson) -> Result<PacketKv> {
+    let _guard = NoGrad::new();
+    let Student { model, primer, .. } = student;
+    let mut kv = model.isolated_kv()?;
+    if !lesson.preamble.is_empty() {
+        drop(model.forward(Input::Ids(&lesson.preamble), &mut kv)?);
+    }
+    for document in &lesson.documents {
+        let mut alone = model.isolated_kv()?;
+        if let Some(primer) = primer {
+            let before = (primer.before)(document);
+            alone.attach_part(Rc::clone(primer.kv), 0..before)?;
+        }
+        drop(model.forward(Input::Ids(document), &mut alone)?);
+        let packet = model.packet(alone)?;
+        model.attach_copy(&packet, packet.shape().tokens, &mut kv)?;
+    }
+    kv.into_packet()
 }
 
 impl std::fmt::Debug for Desk {
