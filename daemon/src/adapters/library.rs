@@ -19,6 +19,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::limits;
 
+/// So many digits of an adapter's id stand for it where no other begins with them.
+const LEAST_DIGITS: usize = 4;
+
 /// The file that remembers which adapter is active.
 const ACTIVE: &str = "active.json";
 
@@ -114,16 +117,29 @@ impl Library {
         self.lock().iter().rev().cloned().collect()
     }
 
-    /// The adapter of this id or name; of several of one name, the newest.
+    /// The adapter of this id, of this name, or whose id alone begins so; of several of one name, the newest.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or it could be several.
     pub(crate) fn find(&self, reference: &str) -> Result<Entry> {
         let entries = self.lock();
         let by_id = |entry: &&Entry| entry.id.to_string() == reference;
         let by_name = |entry: &&Entry| entry.name == reference;
         let found = entries.iter().find(by_id);
-        let found = found.or_else(|| entries.iter().rev().find(by_name));
+        let mut found = found.or_else(|| entries.iter().rev().find(by_name));
+        if found.is_none() && reference.len() >= LEAST_DIGITS {
+            let lower = reference.to_ascii_lowercase();
+            let mut fitting = entries
+                .iter()
+                .filter(|entry| entry.id.to_string().starts_with(&lower));
+            found = fitting.next();
+            if fitting.next().is_some() {
+                return Err(Error::invalid(
+                    "id",
+                    "more than one adapter begins so; give more digits",
+                ));
+            }
+        }
         found.cloned().ok_or_else(|| Error::NotFound {
             what: "adapter",
             id: reference.to_owned(),

@@ -73,6 +73,15 @@ async fn activating_an_adapter_changes_packet_keys_and_answers_name_it() {
         .unwrap();
     assert_eq!((imported.name.as_str(), imported.active), ("ward-3", false));
     assert_eq!((imported.header_tokens, imported.trailer_tokens), (3, 2));
+    let short = activate(&clients, &imported.id[..3]).await.unwrap_err();
+    assert_eq!(short.code(), Code::NotFound);
+    // As `adapter list` shows it.
+    let by_beginning = activate(&clients, &imported.id[..12]).await.unwrap();
+    assert_eq!(
+        (&by_beginning.id, by_beginning.active),
+        (&imported.id, true)
+    );
+    activate(&clients, "none").await.unwrap();
     assert!(activate(&clients, "ward-3").await.unwrap().active);
 
     let lookup = LookupRequest {

@@ -34,13 +34,13 @@ pub(crate) enum AdapterCommand {
     List,
     /// Wrap documents in an adapter from now on, or in none
     Activate {
-        /// An adapter's id or name, or "none"
+        /// An adapter's id, the beginning of it or its name, or "none"
         #[arg(value_name = "ID|NAME|none")]
         adapter: String,
     },
     /// Write an adapter to a file
     Export {
-        /// An adapter's id or name
+        /// An adapter's id, the beginning of it or its name
         #[arg(value_name = "ID|NAME")]
         adapter: String,
         /// The file; it must not be there yet

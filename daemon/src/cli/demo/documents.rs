@@ -50,7 +50,7 @@ pub(crate) const DOCUMENTS: [(&str, &str); 10] = [
 pub(crate) const LEAST_TOKENS: u64 = 2_000;
 
 /// The question that is answered three ways.
-pub(crate) const QUESTION: &str = "How long are crutches lent?";
+pub(crate) const QUESTION: &str = "When is the main door locked?";
 
 /// What the right answer contains.
-pub(crate) const ANSWER: &str = "six weeks";
+pub(crate) const ANSWER: &str = "20:25";
