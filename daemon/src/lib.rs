@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 mod digest;
 mod documents;
+mod ending;
 mod engine;
 pub mod error;
 mod grpc;

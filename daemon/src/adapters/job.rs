@@ -19,6 +19,7 @@ use super::samples::Split;
 use super::training::{self, Note, Outcome};
 use super::{passages, samples::Suite};
 use crate::documents::blocking;
+use crate::ending::Ending;
 use crate::engine::command::{Adapt, Command, Ticket};
 use crate::error::{Error, Result};
 use crate::grpc::Serving;
@@ -135,6 +136,7 @@ fn prepare(serving: &Serving, request: Request) -> Result<(training::Course, Pat
         .collect();
     let course = training::Course {
         bridge: prompt::bridge(&serving.tokenizer, plan.bridge_tokens)?,
+        ending: Ending::of(serving.template()),
         plan,
         base,
         lessons,

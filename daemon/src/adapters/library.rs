@@ -15,12 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::file::{read, write};
 use super::shipped::SHIPPED;
 use crate::config::AdapterChoice;
-use crate::digest::Digest;
+use crate::digest::{Digest, Unclear, beginning};
 use crate::error::{Error, Result};
 use crate::limits;
-
-/// So many digits of an adapter's id stand for it where no other begins with them.
-const LEAST_DIGITS: usize = 4;
 
 /// The file that remembers which adapter is active.
 const ACTIVE: &str = "active.json";
@@ -123,28 +120,23 @@ impl Library {
     /// There is none, or it could be several.
     pub(crate) fn find(&self, reference: &str) -> Result<Entry> {
         let entries = self.lock();
-        let by_id = |entry: &&Entry| entry.id.to_string() == reference;
-        let by_name = |entry: &&Entry| entry.name == reference;
-        let found = entries.iter().find(by_id);
-        let mut found = found.or_else(|| entries.iter().rev().find(by_name));
-        if found.is_none() && reference.len() >= LEAST_DIGITS {
-            let lower = reference.to_ascii_lowercase();
-            let mut fitting = entries
-                .iter()
-                .filter(|entry| entry.id.to_string().starts_with(&lower));
-            found = fitting.next();
-            if fitting.next().is_some() {
-                return Err(Error::invalid(
-                    "id",
-                    "more than one adapter begins so; give more digits",
-                ));
-            }
+        let newest = |fits: &dyn Fn(&Entry) -> bool| entries.iter().rev().find(|entry| fits(entry));
+        let whole = newest(&|entry| entry.id.to_string() == reference);
+        if let Some(entry) = whole.or_else(|| newest(&|entry| entry.name == reference)) {
+            return Ok(entry.clone());
         }
-        found.cloned().ok_or_else(|| Error::NotFound {
-            what: "adapter",
-            id: reference.to_owned(),
-            hint: "`addenda adapter list` shows those there are",
-        })
+        match beginning(reference, entries.iter(), |entry| entry.id.to_string()) {
+            Ok(entry) => Ok(entry.clone()),
+            Err(Unclear::Several) => Err(Error::invalid(
+                "id",
+                "more than one adapter begins so; give more digits",
+            )),
+            Err(Unclear::NoId | Unclear::Unknown) => Err(Error::NotFound {
+                what: "adapter",
+                id: reference.to_owned(),
+                hint: "`addenda adapter list` shows those there are",
+            }),
+        }
     }
 
     /// An adapter's file.

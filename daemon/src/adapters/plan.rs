@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::samples::Suite;
 
 /// Domain of a plan's digest.
-const CONTEXT: &str = "addenda 2026-11 adapter training plan v3";
+const CONTEXT: &str = "addenda 2026-11 adapter training plan v4";
 
 /// A training's figures. All are set: nothing is decided later.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -18,6 +18,7 @@ use super::course::Placed;
 use super::plan::Plan;
 use super::samples::Suite;
 use crate::digest::Digest;
+use crate::ending::Ending;
 use crate::error::{Error, Result};
 
 /// Validations without a better one, after which training ends.
@@ -32,6 +33,8 @@ pub(crate) struct Course {
     pub(crate) base: [u8; 32],
     /// What a bridge begins as, in tokens.
     pub(crate) bridge: Vec<u32>,
+    /// Where a teacher's answer is over.
+    pub(crate) ending: Ending,
     /// Lessons to learn from, then those to validate on, each with its teacher's answer if that
     /// was kept.
     pub(crate) lessons: Vec<(Placed, Option<Vec<u8>>)>,
@@ -239,7 +242,9 @@ impl Training {
             None => {
                 let started = Instant::now();
                 let most = self.course.plan.answer_tokens;
-                let taught = teach((model, desk), lesson, most, |id| tokenizer.is_end(id))?;
+                let ending = self.course.ending;
+                let is_over = |answer: &[u32]| ending.is_met(answer, tokenizer);
+                let taught = teach((model, desk), lesson, most, is_over)?;
                 self.clock.teach.0 += started.elapsed();
                 self.clock.teach.1 += 1;
                 notes.push(Note::Answer(place, taught.answer_bytes()?));

@@ -17,6 +17,7 @@ use tracing::Span;
 
 use crate::adapters::training::{Course, Note};
 use crate::digest::Digest;
+use crate::ending::Ending;
 use crate::error::{Error, Result};
 use crate::jobs::JobHandle;
 use crate::packets::PacketSource;
@@ -325,8 +326,8 @@ pub(crate) struct Trace {
 /// Which answer is traced.
 #[derive(Debug, Clone)]
 pub(crate) enum Follow {
-    /// The likeliest token each time, up to and with the end of the turn, at most so many.
-    Greedy(usize),
+    /// The likeliest token each time, up to and with the one that ends the answer, at most so many.
+    Greedy(usize, Ending),
     /// These tokens; at least one.
     Given(Vec<u32>),
 }

@@ -51,7 +51,7 @@ impl Tracing {
     /// Tokens that its context grows by at most.
     pub(crate) fn growth(&self) -> usize {
         match &self.follow {
-            Follow::Greedy(most) => *most,
+            Follow::Greedy(most, _) => *most,
             Follow::Given(ids) => ids.len(),
         }
     }
@@ -83,7 +83,7 @@ impl Tracing {
         kv: &mut SequenceKv,
     ) -> Result<bool> {
         let next: Vec<u32> = match &self.follow {
-            Follow::Greedy(_) => self.ids.last().copied().into_iter().collect(),
+            Follow::Greedy(..) => self.ids.last().copied().into_iter().collect(),
             Follow::Given(ids) => {
                 let end = ids.len().saturating_sub(1);
                 ids.get(self.ids.len() - 1..end)
@@ -108,7 +108,7 @@ impl Tracing {
         let rows = rows.f_to_device(Device::Cpu)?;
         for (row, likeliest) in (0..).zip(likeliest) {
             let id = match &self.follow {
-                Follow::Greedy(_) => u32::try_from(likeliest).ok(),
+                Follow::Greedy(..) => u32::try_from(likeliest).ok(),
                 Follow::Given(ids) => ids.get(self.ids.len()).copied(),
             };
             let Some(id) = id else {
@@ -123,8 +123,8 @@ impl Tracing {
 
     fn is_done(&self, tokenizer: &Tokenizer) -> bool {
         match &self.follow {
-            Follow::Greedy(most) => {
-                self.ids.len() >= *most || self.ids.last().is_some_and(|&id| tokenizer.is_end(id))
+            Follow::Greedy(most, ending) => {
+                self.ids.len() >= *most || ending.is_met(&self.ids, tokenizer)
             }
             Follow::Given(ids) => self.ids.len() >= ids.len(),
         }

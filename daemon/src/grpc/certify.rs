@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use addenda_model::Tokenizer;
 use addenda_proto::addenda::v1::Mode;
 
 use crate::adapters::samples::Sample;
 use crate::certificates::agreement::{self, Tokens};
 use crate::certificates::{Certificate, Figures, Labelled};
 use crate::documents::blocking;
+use crate::ending::Ending;
 use crate::engine::command::{Command, Follow, Ticket, Trace, Traced};
 use crate::error::{Error, Result};
 use crate::grpc::Serving;
@@ -126,7 +126,7 @@ async fn measure(
     (full, tallies): (&mut Tally, &mut [Tally]),
 ) -> Result<()> {
     let sample = question.sample;
-    let greedy = || Follow::Greedy(ANSWER_TOKENS);
+    let greedy = || Follow::Greedy(ANSWER_TOKENS, Ending::of(serving.template()));
     let right = answer(serving, ticket, (question, full.way), greedy()).await?;
     for tally in tallies {
         let asked = (question, tally.way);
@@ -176,13 +176,10 @@ async fn answer(
                 reply,
             }))
         });
-        let mut traced = match traced.await {
+        let traced = match traced.await {
             Err(Error::Stale) if tries < limits::STALE_RETRIES => continue,
             other => other?,
         };
-        if serving.template().is_none() {
-            end_with_line(&mut traced, &serving.tokenizer)?;
-        }
         let mut words = traced.ids.clone();
         if words.last().is_some_and(|&id| serving.tokenizer.is_end(id)) {
             words.pop();
@@ -193,20 +190,6 @@ async fn answer(
             traced,
         });
     }
-}
-
-/// Cuts an answer behind the token that ends its first line: a model without a chat template, which ends no turn, would
-/// go on with questions of its own, and these are nobody's answer.
-fn end_with_line(traced: &mut Traced, tokenizer: &Tokenizer) -> Result<()> {
-    for end in 1..traced.ids.len() {
-        let (answer, _) = traced.ids.split_at(end);
-        if tokenizer.decode(answer)?.trim_start().contains('\n') {
-            traced.ids.truncate(end);
-            traced.logprobs.truncate(end);
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Puts a sample's documents; their names.

@@ -118,7 +118,7 @@ impl Taught {
 }
 
 /// Lets the model answer under full attention, greedily, at most `most` tokens long and up to
-/// where `is_end` says that the turn is over. What it computes of the documents it leaves on the desk.
+/// where `is_over` says that the tokens so far are the whole answer. What it computes of the documents it leaves on the desk.
 ///
 /// # Errors
 /// An empty prompt, a lesson longer than the context, or libtorch's.
@@ -126,7 +126,7 @@ pub fn teach(
     (model, desk): (&Transformer, &Desk),
     lesson: Lesson,
     most: usize,
-    is_end: impl Fn(u32) -> bool,
+    is_over: impl Fn(&[u32]) -> bool,
 ) -> Result<Taught> {
     let _guard = NoGrad::new();
     if lesson.prompt.is_empty() || most == 0 {
@@ -143,7 +143,7 @@ pub fn teach(
         let id = u32::try_from(id.f_int64_value(&[0])?).unwrap_or(0);
         answer.push(id);
         hidden.push(last.copy());
-        if is_end(id) || answer.len() >= most {
+        if is_over(&answer) || answer.len() >= most {
             break;
         }
         states = model.decode(&[id], &mut [&mut kv])?;

@@ -32,7 +32,7 @@ pub(crate) enum AdapterCommand {
     },
     /// List adapters
     List,
-    /// Wrap documents in an adapter from now on, or in none
+    /// Read packets through an adapter from now on, or through none
     Activate {
         /// An adapter's id, the beginning of it or its name, or "none"
         #[arg(value_name = "ID|NAME|none")]
