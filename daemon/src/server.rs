@@ -103,8 +103,10 @@ pub async fn serve_until(
         serving: OnceLock::new(),
     });
     let (health, health_service) = tonic_health::server::health_reporter();
+    tell(&health, ServingStatus::NotServing).await;
+    // Clients tell a daemon that starts, and is worth waiting for, from one that is in need of help.
     health
-        .set_service_status("", ServingStatus::NotServing)
+        .set_service_status(generation_server::SERVICE_NAME, ServingStatus::Unknown)
         .await;
     let server = tokio::spawn(listen(Arc::clone(&daemon), health_service, listener)?);
     let started = tokio::select! {
@@ -126,9 +128,7 @@ pub async fn serve_until(
         Err(error) => Err(error),
     };
     stop.cancel();
-    health
-        .set_service_status("", ServingStatus::NotServing)
-        .await;
+    tell(&health, ServingStatus::NotServing).await;
     close(&daemon, server, ended).await;
     result
 }
@@ -202,9 +202,7 @@ async fn watch(daemon: &Daemon, health: &HealthReporter, stop: &CancellationToke
             engine::Health::Poisoned(_)
         );
         if poisoned {
-            health
-                .set_service_status("", ServingStatus::NotServing)
-                .await;
+            tell(health, ServingStatus::NotServing).await;
         }
     }
 }

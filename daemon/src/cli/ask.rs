@@ -128,7 +128,7 @@ impl ModeArg {
 
 impl AskArgs {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
-        let client = Client::connect(connect).await?;
+        let client = Client::ready(connect, console).await?;
         let request = self.request()?;
         let json = console.json();
         let answered = generate(&client, request, |piece| {

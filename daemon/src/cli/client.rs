@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use addenda_proto::addenda::v1 as wire;
 use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::console::Console;
 use super::error::{Error, Result};
 
 /// How long a connection may take to come about. The daemon is near; answers may take long.
@@ -40,6 +43,31 @@ impl Client {
             .await
             .map_err(nobody)?;
         Ok(Self { channel })
+    }
+
+    /// Connects to a daemon that takes work: one that still loads its model is waited for, and standard error says so.
+    ///
+    /// # Errors
+    /// [`Error::NoDaemon`] when nobody answers there. A daemon that cannot start ends, and the command's own request
+    /// says so.
+    pub(crate) async fn ready(endpoint: &str, console: &mut Console) -> Result<Self> {
+        let client = Self::connect(endpoint).await?;
+        let request = HealthCheckRequest {
+            service: wire::generation_server::SERVICE_NAME.to_owned(),
+        };
+        let Ok(states) = client.health().watch(request).await else {
+            return Ok(client);
+        };
+        let (mut states, mut told) = (states.into_inner(), false);
+        while let Ok(Some(state)) = states.message().await {
+            if state.status() != ServingStatus::Unknown {
+                break;
+            }
+            if !std::mem::replace(&mut told, true) {
+                console.note("the daemon is starting; waiting until its model is loaded")?;
+            }
+        }
+        Ok(client)
     }
 
     pub(crate) fn generation(&self) -> wire::generation_client::GenerationClient<Channel> {

@@ -134,7 +134,7 @@ fn list(cache_dir: &Path, console: &mut Console) -> Result<()> {
 }
 
 async fn prepare(connect: &str, method: String, console: &mut Console) -> Result<()> {
-    let client = Client::connect(connect).await?;
+    let client = Client::ready(connect, console).await?;
     let job = client
         .knowledge()
         .prepare(PrepareRequest { method })
@@ -152,7 +152,7 @@ async fn prepare(connect: &str, method: String, console: &mut Console) -> Result
 }
 
 async fn info(connect: &str, console: &mut Console) -> Result<()> {
-    let client = Client::connect(connect).await?;
+    let client = Client::ready(connect, console).await?;
     let info = client.admin().info(InfoRequest {}).await?.into_inner();
     if console.json() {
         return console.message("InfoResponse", &info);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -273,6 +273,25 @@ fn where_no_daemon_answers_the_error_says_how_to_start_one() {
         assert!(outcome.err.contains(&connect), "{}", outcome.err);
         assert!(outcome.err.contains("addenda serve"), "{}", outcome.err);
     }
+}
+
+#[test]
+fn a_command_waits_for_a_daemon_that_is_starting() {
+    let home = tempfile::tempdir().unwrap();
+    let connect = closed_port();
+    let config = daemon::config(home.path(), &[("listen", &connect)]);
+    let starting = std::thread::spawn(|| daemon::Daemon::try_start(config).unwrap());
+    // It listens before it loads its model, and refuses what needs the model until then.
+    while TcpStream::connect(&connect).is_err() {
+        std::thread::yield_now();
+    }
+    let outcome = addenda(
+        home.path(),
+        &[],
+        &["--connect", &connect, "--json", "fact", "list"],
+    );
+    assert_eq!(outcome.code, ExitCode::SUCCESS, "{}", outcome.err);
+    starting.join().unwrap().stop();
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(crate) enum AdapterCommand {
 
 impl AdapterCommand {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
-        let client = Client::connect(connect).await?;
+        let client = Client::ready(connect, console).await?;
         let mut adapters = client.adapters();
         match self {
             Self::Train(args) => return args.run(&client, console).await,

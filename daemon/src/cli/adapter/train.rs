@@ -14,7 +14,7 @@ use crate::cli::job::finish;
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
     /// A name for people [default: the model's]
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     name: String,
     /// What to train on: biography, needle, tracking, prose, documents; repeat for more, and one
     /// twice for a double share [default: all that can be had]

@@ -68,7 +68,7 @@ impl FactCommand {
             patch::show(file, console)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let client = Client::connect(connect).await?;
+        let client = Client::ready(connect, console).await?;
         match self {
             Self::Patch(command) => return command.run(&client, console).await,
             Self::Add(args) => return args.run(&client, console).await,

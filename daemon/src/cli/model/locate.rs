@@ -43,7 +43,7 @@ struct Known {
 
 impl LocateArgs {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<()> {
-        let client = Client::connect(connect).await?;
+        let client = Client::ready(connect, console).await?;
         if let Some(path) = &self.known {
             let request = LocateRequest {
                 facts: read(path, self.facts)?,

@@ -73,7 +73,7 @@ impl PacketCommand {
             args.run(console).await?;
             return Ok(ExitCode::SUCCESS);
         }
-        let client = Client::connect(connect).await?;
+        let client = Client::ready(connect, console).await?;
         match self {
             Self::Primer(_) => {}
             Self::Put(args) => args.run(&client, console).await?,
