@@ -1,4 +1,4 @@
-//! Adapters: trained soft tokens around each packet's document, from their training to their use.
+//! Adapters: trained bridges between packets and question, or soft tokens around documents, from their training to their use.
 //!
 //! [`samples`] makes what they learn from; `course` turns samples into lessons; `training` is one
 //! training, step by step, on the engine's thread; `job` is its other half, which writes what it
@@ -10,6 +10,7 @@ pub(crate) mod job;
 pub(crate) mod library;
 pub(crate) mod passages;
 pub(crate) mod plan;
+pub(crate) mod record;
 pub mod samples;
 pub(crate) mod shipped;
 pub(crate) mod training;
@@ -22,7 +23,7 @@ use crate::engine::command::{Adapt, Command, Ticket};
 use crate::error::Result;
 use crate::grpc::Serving;
 
-/// Wraps documents in this adapter from now on, or in none, and remembers it.
+/// Reads packets through this adapter from now on, or through none, and remembers it.
 ///
 /// # Errors
 /// Another model's adapter, the engine's, or the disk's.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::course::Placed;
 use super::plan::Plan;
+use super::record::{Record, SuiteRecord, Validation, sum};
 use super::samples::Suite;
 use crate::digest::Digest;
 use crate::ending::Ending;
@@ -61,51 +62,12 @@ pub(crate) struct Outcome {
     pub(crate) record: Record,
 }
 
-/// How an adapter was trained: what is stored beside it, as JSON.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) plan: Plan,
-    pub(crate) dtype: String,
-    /// Mean KL in validation without an adapter, nats; and with it.
-    pub(crate) kl_before: f64,
-    pub(crate) kl_after: f64,
-    pub(crate) agreement_before: f64,
-    pub(crate) agreement_after: f64,
-    pub(crate) suites: Vec<SuiteRecord>,
-    pub(crate) history: Vec<Validation>,
-    /// Lessons studied, and updates made.
-    pub(crate) studied: u64,
-    pub(crate) updates: u64,
-    pub(crate) seconds: f64,
-    pub(crate) created_at_ms: u64,
-}
-
-/// One suite's part in the validation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct SuiteRecord {
-    pub(crate) suite: String,
-    pub(crate) kl_before: f64,
-    pub(crate) kl_after: f64,
-    pub(crate) agreement_before: f64,
-    pub(crate) agreement_after: f64,
-    pub(crate) tokens: u64,
-}
-
-/// One validation on the way.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Validation {
-    pub(crate) update: u64,
-    /// Mean loss of the lessons since the validation before.
-    pub(crate) loss: f64,
-    pub(crate) kl: f64,
-    pub(crate) agreement: f64,
-}
-
 /// What goes into a checkpoint beside the trainer's state.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Notes {
-    before: Vec<(f64, u64, u64)>,
-    best: Vec<(f64, u64, u64)>,
+    /// Of each validation lesson, without an adapter, and with the best one.
+    before: Vec<Measured>,
+    best: Vec<Measured>,
     history: Vec<Validation>,
     losses: (f64, u64),
     seconds: f64,
@@ -309,12 +271,10 @@ impl Training {
             self.stage = Stage::Measure { before, so_far };
             return Ok(notes);
         }
-        let plain = |m: &Measured| (m.kl, m.agreeing, m.tokens);
-        let figures: Vec<_> = so_far.iter().map(plain).collect();
         if before {
-            self.notes.before = figures;
+            self.notes.before = so_far;
         } else {
-            let whole = sum(&figures);
+            let whole = sum(&so_far);
             let losses = std::mem::take(&mut self.notes.losses);
             self.notes.history.push(Validation {
                 update: self.trainer.updates(),
@@ -323,7 +283,7 @@ impl Training {
                 agreement: whole.agreement(),
             });
             if self.trainer.validated(whole.mean_kl())? {
-                self.notes.best = figures;
+                self.notes.best = so_far;
             }
         }
         self.stage = if self.is_over() {
@@ -434,6 +394,8 @@ impl Training {
         let (adapter, _) = self.trainer.best()?;
         let plan = &self.course.plan;
         let (before, after) = (sum(&self.notes.before), sum(&self.notes.best));
+        let validated = self.course.lessons.iter().skip(plan.samples);
+        let suites: Vec<Suite> = validated.map(|(placed, _)| placed.suite).collect();
         let record = Record {
             plan: plan.clone(),
             dtype: addenda_model::tensor::kind_name(model.kind()).to_owned(),
@@ -441,7 +403,7 @@ impl Training {
             kl_after: after.mean_kl(),
             agreement_before: before.agreement(),
             agreement_after: after.agreement(),
-            suites: self.by_suite(),
+            suites: SuiteRecord::of_each(&suites, &self.notes.before, &self.notes.best),
             history: self.notes.history.clone(),
             studied: self.trainer.updates() * self.batch() as u64,
             updates: self.trainer.updates(),
@@ -454,32 +416,6 @@ impl Training {
             file: adapter.named(name, json).to_bytes()?,
             record,
         })
-    }
-
-    fn by_suite(&self) -> Vec<SuiteRecord> {
-        let lessons = self.course.lessons.iter().skip(self.course.plan.samples);
-        let suites: Vec<Suite> = lessons.map(|(placed, _)| placed.suite).collect();
-        let of = |figures: &[(f64, u64, u64)], wanted: Suite| {
-            let own = suites.iter().zip(figures);
-            let own = own.filter(|(suite, _)| **suite == wanted);
-            sum(&own.map(|(_, figure)| *figure).collect::<Vec<_>>())
-        };
-        let present = Suite::ALL
-            .into_iter()
-            .filter(|suite| suites.contains(suite));
-        present
-            .map(|suite| {
-                let (before, after) = (of(&self.notes.before, suite), of(&self.notes.best, suite));
-                SuiteRecord {
-                    suite: suite.to_string(),
-                    kl_before: before.mean_kl(),
-                    kl_after: after.mean_kl(),
-                    agreement_before: before.agreement(),
-                    agreement_after: after.agreement(),
-                    tokens: after.tokens,
-                }
-            })
-            .collect()
     }
 }
 
@@ -519,15 +455,6 @@ fn order(course: &Course, epoch: u64) -> Vec<usize> {
     let mut groups: Vec<&[usize]> = places.chunk_by(|a, b| about(a) == about(b)).collect();
     groups.shuffle(&mut random);
     groups.concat()
-}
-
-fn sum(figures: &[(f64, u64, u64)]) -> Measured {
-    let measured = figures.iter().map(|&(kl, agreeing, tokens)| Measured {
-        kl,
-        agreeing,
-        tokens,
-    });
-    measured.fold(Measured::default(), Measured::plus)
 }
 
 /// ", about 12 min left", from what units took so far; empty before the first.

@@ -7,6 +7,8 @@
 //! forward over [prompt + answer] behind packets that are computed once (`adapter::behind`).
 
 use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{Adapter, Desk, Parts, Taught};
@@ -37,7 +39,7 @@ pub struct Primer<'a> {
 }
 
 /// How far students are from their teachers, over the tokens of all answers.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Σ KL(teacher ‖ student), nats.
     pub kl: f64,
