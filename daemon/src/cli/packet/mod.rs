@@ -25,12 +25,19 @@ use crate::config::format_bytes;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PacketCommand {
+    #[command(flatten)]
+    Asked(Asked),
+    /// Write the beginnings of documents, as a file for the setting `primer`: alike documents are told apart better
+    Primer(primer::PrimerArgs),
+}
+
+/// What the daemon is asked.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Asked {
     /// Turn one document into a packet; the same text again is free
     Put(put::PutArgs),
     /// Turn many documents into packets; run it again and only what is missing is computed
     Warm(warm::WarmArgs),
-    /// Write the beginnings of documents, as a file for the setting `primer`: alike documents are told apart better
-    Primer(primer::PrimerArgs),
     /// List packets
     List(NamespaceArgs),
     /// Show a packet, or those of a document
@@ -69,13 +76,20 @@ pub(crate) struct PacketArgs {
 
 impl PacketCommand {
     pub(crate) async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
-        if let Self::Primer(args) = self {
-            args.run(console).await?;
-            return Ok(ExitCode::SUCCESS);
+        match self {
+            Self::Asked(asked) => asked.run(connect, console).await,
+            Self::Primer(args) => {
+                args.run(console).await?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
+    }
+}
+
+impl Asked {
+    async fn run(self, connect: &str, console: &mut Console) -> Result<ExitCode> {
         let client = Client::ready(connect, console).await?;
         match self {
-            Self::Primer(_) => {}
             Self::Put(args) => args.run(&client, console).await?,
             Self::Warm(args) => return args.run(&client, console).await,
             Self::List(of) => {
