@@ -53,8 +53,9 @@ impl SuiteRecord {
     pub(crate) fn of_each(suites: &[Suite], before: &[Measured], after: &[Measured]) -> Vec<Self> {
         let of = |measured: &[Measured], wanted: Suite| {
             let own = suites.iter().zip(measured);
-            let own = own.filter(|(suite, _)| **suite == wanted);
-            own.fold(Measured::default(), |all, (_, one)| all.plus(*one))
+            sum(own
+                .filter(|(suite, _)| **suite == wanted)
+                .map(|(_, one)| one))
         };
         let present = Suite::ALL
             .into_iter()
@@ -76,9 +77,9 @@ impl SuiteRecord {
 }
 
 /// All of it together.
-pub(crate) fn sum(measured: &[Measured]) -> Measured {
+pub(crate) fn sum<'a>(measured: impl IntoIterator<Item = &'a Measured>) -> Measured {
     measured
-        .iter()
+        .into_iter()
         .copied()
         .fold(Measured::default(), Measured::plus)
 }
