@@ -58,14 +58,13 @@ impl Client {
         let Ok(states) = client.health().watch(request).await else {
             return Ok(client);
         };
-        let (mut states, mut told) = (states.into_inner(), false);
+        // One comes for every change.
+        let mut states = states.into_inner();
         while let Ok(Some(state)) = states.message().await {
             if state.status() != ServingStatus::Unknown {
                 break;
             }
-            if !std::mem::replace(&mut told, true) {
-                console.note("the daemon is starting; waiting until its model is loaded")?;
-            }
+            console.note("the daemon is starting; waiting until its model is loaded")?;
         }
         Ok(client)
     }
